@@ -1,0 +1,52 @@
+"""How this package's Kafka clients are made: connection, TLS and SASL from the settings, in one place."""
+
+import ssl
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import KafkaSettings, TlsSettings
+from pipeline.errors import SettingsError
+
+
+def tls_context(tls: TlsSettings, name: str) -> ssl.SSLContext:
+    """A verifying TLS context from the settings' files.
+
+    Args:
+        tls: the files; an unset one means the system's trust store, or no client certificate.
+        name: the settings' section, for the message of an error.
+
+    Raises:
+        SettingsError: a file is missing or is not what it should be.
+    """
+    try:
+        context = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
+        if tls.cert_file:
+            key_file = str(tls.key_file) if tls.key_file else None
+            context.load_cert_chain(str(tls.cert_file), key_file)
+    except OSError as error:
+        files = ", ".join(str(Path(path)) for path in (tls.ca_file, tls.cert_file, tls.key_file) if path)
+        raise SettingsError(f"settings {name}.tls: {files}: {error}") from None
+    return context
+
+
+def client_options(kafka: KafkaSettings) -> dict[str, Any]:
+    """The arguments that every aiokafka client of ours is made with.
+
+    Raises:
+        SettingsError: no address is known, or TLS files cannot be read.
+    """
+    if not kafka.bootstrap_servers:
+        raise SettingsError(
+            "setting PIPELINE_KAFKA__BOOTSTRAP_SERVERS is not set and no local stack runs: start one with `pipeline up`"
+        )
+    options: dict[str, Any] = {
+        "bootstrap_servers": kafka.bootstrap_servers,
+        "security_protocol": kafka.security_protocol,
+    }
+    if kafka.security_protocol.endswith("SSL"):
+        options["ssl_context"] = tls_context(kafka.tls, "kafka")
+    if kafka.sasl_mechanism:
+        options["sasl_mechanism"] = kafka.sasl_mechanism
+        options["sasl_plain_username"] = kafka.sasl_username
+        options["sasl_plain_password"] = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
+    return options

@@ -1,0 +1,216 @@
+"""Settings: `PIPELINE_` environment variables, then `pipeline.toml`, then the defaults here, each with its reason.
+
+An address that is not set means "of the local stack"; one that is set is somebody's own server, and nothing local is
+started for it. Only entry points load settings; everything else is given what it needs.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from pipeline.errors import SettingsError
+
+MIB = 1 << 20
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TlsSettings(_Section):
+    """Files for TLS; unset means the system's own trust store, and no client certificate."""
+
+    enabled: bool = False
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+
+
+class KafkaSettings(_Section):
+    """Where Kafka is and how its topics are made."""
+
+    bootstrap_servers: str | None = None
+    topic_prefix: str = "inference."
+    # Partitions bound the number of workers. 4 lets two workers share them evenly on one machine; production sets more.
+    partitions: int = Field(default=4, ge=1, le=10_000)
+    event_partitions: int = Field(default=4, ge=1, le=10_000)
+    reply_partitions: int = Field(default=16, ge=1, le=10_000)
+    # None: 3 where the cluster has three brokers or more (min.insync.replicas 2), else as many as it has.
+    replication_factor: int | None = Field(default=None, ge=1)
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = None
+    sasl_username: str | None = None
+    sasl_password: SecretStr | None = None
+    tls: TlsSettings = TlsSettings()
+    # A dead worker's partitions wait this long: 10 s is the least that survives a busy host's pauses, and above the
+    # 6 s below which a broker refuses (group.min.session.timeout.ms).
+    session_timeout_s: float = Field(default=10.0, ge=6.0)
+
+
+class RedisSettings(_Section):
+    """The shared cache and result store; an empty url means none."""
+
+    url: str | None = None
+    password: SecretStr | None = None
+    tls: TlsSettings = TlsSettings()
+
+
+class ClickHouseSettings(_Section):
+    """The inference log."""
+
+    url: str | None = None
+    user: str = "default"
+    password: SecretStr = SecretStr("")
+    database: str = Field(default="inference", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    tls: TlsSettings = TlsSettings()
+
+
+class TritonSettings(_Section):
+    """The gRPC addresses of the fleet."""
+
+    urls: Annotated[tuple[str, ...], NoDecode] | None = None
+    # Two, so that a restart or a crash of one never stops the answers.
+    local_instances: int = Field(default=2, ge=1, le=8)
+    tls: TlsSettings = TlsSettings()
+
+    @field_validator("urls", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+
+class CacheSettings(_Section):
+    """The worker's in-memory cache."""
+
+    # 256 MiB is 200,000 answers of 1.3 kB, and small beside a worker's own 150 MB.
+    max_bytes: int = Field(default=256 * MIB, ge=0)
+    ttl_seconds: float = Field(default=3600.0, gt=0)
+
+
+class WorkerSettings(_Section):
+    """The worker: how much it takes on, and how long it tries."""
+
+    group: str = Field(default="inference-worker", min_length=1)
+    # 4,096 misses at the 10 ms of a small batch is 400,000/s, far beyond one core; a bound in number only guards
+    # against a fleet that stopped answering. Bytes guard against large tensors: 64 of 8 MiB.
+    max_in_flight: int = Field(default=4096, ge=1)
+    max_in_flight_bytes: int = Field(default=512 * MIB, ge=1)
+    # One attempt at one instance.
+    inference_timeout_ms: int = Field(default=20_000, ge=1)
+    # A request without a deadline is tried this long while no instance answers, then INFERENCE_UNAVAILABLE.
+    unavailable_timeout_ms: int = Field(default=30_000, ge=1)
+    # Batches out to one instance at a time: past 4 a CPU instance only queues (measured on Triton 2.51).
+    batches_in_flight: int = Field(default=4, ge=1)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+
+
+class SinkSettings(_Section):
+    """The sink: how much one insert carries."""
+
+    # ClickHouse wants large inserts, analysts want fresh rows: 1 s is when a half-full batch goes.
+    batch_rows_max: int = Field(default=50_000, ge=1)
+    batch_bytes_max: int = Field(default=64 * MIB, ge=1)
+    batch_wait_s: float = Field(default=1.0, gt=0)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+
+
+class LimitSettings(_Section):
+    """Limits that several components must agree on."""
+
+    record_bytes: int = Field(default=8 * MIB, ge=64 * 1024, le=256 * MIB)
+
+    @property
+    def event_record_bytes(self) -> int:
+        """A line may carry a request's inputs and its result, binary ones as base64: 3 x the record limit + 1 MiB."""
+        return 3 * self.record_bytes + MIB
+
+
+class GatewaySettings(_Section):
+    """The HTTP gateway."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8080, ge=0, le=65535)
+
+
+class RetentionSettings(_Section):
+    """How long rows live in ClickHouse, in days."""
+
+    requests_days: float = Field(default=30.0, gt=0)
+    events_days: float = Field(default=7.0, gt=0)
+
+
+class WebhookSettings(_Section):
+    """Callbacks: signing secrets by tenant, and where they may go."""
+
+    secrets: dict[str, tuple[SecretStr, ...]] = Field(default_factory=dict)
+    allowed_networks: tuple[str, ...] = ()
+    allow_http: bool = False
+
+
+class Settings(BaseSettings):
+    """All settings. `load_settings` reads them; `Settings(...)` alone is for tests."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="PIPELINE_",
+        env_nested_delimiter="__",
+        toml_file="pipeline.toml",
+        extra="forbid",
+        frozen=True,
+    )
+
+    data_dir: Path = Path(".pipeline")
+    model_repository: Path = Path("model_repository")
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    clickhouse: ClickHouseSettings = ClickHouseSettings()
+    triton: TritonSettings = TritonSettings()
+    cache: CacheSettings = CacheSettings()
+    worker: WorkerSettings = WorkerSettings()
+    sink: SinkSettings = SinkSettings()
+    limits: LimitSettings = LimitSettings()
+    gateway: GatewaySettings = GatewaySettings()
+    retention: RetentionSettings = RetentionSettings()
+    webhooks: WebhookSettings = WebhookSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then environment, then `pipeline.toml`."""
+        return (init_settings, env_settings, TomlConfigSettingsSource(settings_cls))
+
+    def topic(self, name: str) -> str:
+        """A topic's full name: `requests` is `inference.requests` by default."""
+        return f"{self.kafka.topic_prefix}{name}"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of this process.
+
+    Raises:
+        SettingsError: one line that names the wrong setting, never its secret value.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        path = [str(part) for part in first["loc"]]
+        name = "PIPELINE_" + "__".join(path).upper()
+        raise SettingsError(f"setting {name} ({'.'.join(path)} in pipeline.toml): {first['msg']}") from None
+    except ValueError as error:
+        raise SettingsError(f"the settings cannot be read: {error}") from None

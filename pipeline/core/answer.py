@@ -1,0 +1,104 @@
+"""What the engine says to one request, and the stored answer that a hit gives again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from schemas.errors import ErrorCode, InferenceFailure, WireError
+from schemas.result import CacheStatus, Status
+from schemas.tensor import Tensor, json_from_raw
+
+# Up to this many raw bytes the JSON text is made once and kept, so that a hit splices it; above, the text is two to
+# five times the raw bytes and would fill the cache with what few ask for.
+_KEPT_JSON_RAW_BYTES_MAX = 64 * 1024
+# A tensor's objects: name, shape, itself, its bytes' header.
+_TENSOR_OVERHEAD_BYTES = 300
+_ANSWER_OVERHEAD_BYTES = 250
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredAnswer:
+    """A version's outputs for one key. First writer wins, and these very bytes are given to everybody after.
+
+    Attributes:
+        tensors: the outputs in raw form, in the order asked.
+        json: the `outputs` array as JSON text, where it is small and JSON can carry it.
+        stored_at: when it was computed, monotonic seconds.
+        instance: who computed it.
+        raw_bytes: bytes of all outputs in raw form.
+        size_bytes: all it holds on to.
+    """
+
+    tensors: tuple[Tensor, ...]
+    stored_at: float
+    instance: str
+    json: bytes | None = field(repr=False)
+    raw_bytes: int
+    size_bytes: int
+
+    def json_outputs(self) -> bytes | None:
+        """The `outputs` array as JSON text, or None where JSON cannot carry it."""
+        return self.json if self.json is not None else outputs_as_json(self.tensors)
+
+
+def stored_answer(tensors: Sequence[Tensor], *, stored_at: float, instance: str) -> StoredAnswer:
+    """A `StoredAnswer` with its JSON text made where it is worth keeping."""
+    raw = sum(len(tensor.raw) for tensor in tensors)
+    json = outputs_as_json(tensors) if raw <= _KEPT_JSON_RAW_BYTES_MAX else None
+    size = _ANSWER_OVERHEAD_BYTES + raw + len(tensors) * _TENSOR_OVERHEAD_BYTES + (len(json) if json else 0)
+    return StoredAnswer(tuple(tensors), stored_at, instance, json, raw, size)
+
+
+def outputs_as_json(tensors: Sequence[Tensor]) -> bytes | None:
+    """The `outputs` array of a result, or None where a tensor has no JSON form."""
+    parts: list[bytes] = []
+    for tensor in tensors:
+        data = json_from_raw(tensor)
+        if data is None:
+            return None
+        parts.append(b'%b,"data":%b}' % (output_head(tensor), data))
+    return b"[%b]" % b",".join(parts)
+
+
+def output_head(tensor: Tensor) -> bytes:
+    """One output's JSON object up to its data, not closed."""
+    return b'{"name":%b,"datatype":"%b","shape":%b' % (
+        orjson.dumps(tensor.name),
+        tensor.datatype.encode(),
+        orjson.dumps(tensor.shape),
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """What the engine says to one request.
+
+    Attributes:
+        model_version: the version that answered, or that was asked; None where none was resolved.
+        outputs: of a succeeded one.
+        failure: of any other.
+        cache_status: None where the cache was not reached.
+        key: 32 bytes, where one was built.
+        age_s: of a hit's stored answer.
+        dispatched_at: when the call that answered left, Unix seconds; None where none was made.
+        inference_s: how long that call took, batching included.
+        instance: the Triton that computed the outputs.
+    """
+
+    status: Status
+    model_version: str | None = None
+    outputs: StoredAnswer | None = None
+    failure: InferenceFailure | None = None
+    cache_status: CacheStatus | None = None
+    key: bytes | None = None
+    age_s: float | None = None
+    dispatched_at: float | None = None
+    inference_s: float = 0.0
+    instance: str = ""
+
+
+def failed(error: WireError, cache_status: CacheStatus | None = None, model_version: str | None = None) -> Answer:
+    """The answer that tells of an error."""
+    status: Status = "expired" if error.code is ErrorCode.EXPIRED else "failed"
+    return Answer(status, model_version, failure=error.failure, cache_status=cache_status)

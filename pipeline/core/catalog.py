@@ -1,0 +1,121 @@
+"""Which version answers: the models topic, folded."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from schemas.errors import ErrorCode, WireError
+from schemas.registry import ModelRecord, ModelSignature, TensorSpec
+from schemas.request import Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class ServedVersion:
+    """One version that may be asked, with what is computed once for all its requests.
+
+    Attributes:
+        inputs: by name.
+        output_names: all outputs, in the order declared.
+        all_outputs: the same, as a request that names none asks for them.
+        accepted: layouts of inputs that were found to fit (`core/validation.py`).
+    """
+
+    model_name: str
+    version: str
+    fingerprint: str
+    signature: ModelSignature
+    inputs: dict[str, TensorSpec] = field(repr=False)
+    required_inputs: int
+    output_names: tuple[str, ...]
+    all_outputs: tuple[tuple[str, Parameters], ...] = field(repr=False)
+    accepted: set[tuple[tuple[str | int, ...], ...]] = field(repr=False, default_factory=set)
+
+    @property
+    def batches(self) -> bool:
+        """Whether requests may be joined along the batch axis before they leave."""
+        signature = self.signature
+        return signature.max_batch_size > 1 and signature.client_batching and not signature.stateful
+
+
+def served_version(model_name: str, version: str, fingerprint: str, signature: ModelSignature) -> ServedVersion:
+    """A `ServedVersion` from what was announced."""
+    names = tuple(spec.name for spec in signature.outputs)
+    return ServedVersion(
+        model_name=model_name,
+        version=version,
+        fingerprint=fingerprint,
+        signature=signature,
+        inputs={spec.name: spec for spec in signature.inputs},
+        required_inputs=sum(not spec.optional for spec in signature.inputs),
+        output_names=names,
+        all_outputs=tuple((name, {}) for name in names),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    versions: dict[str, ServedVersion]
+    default: str | None
+    previous: str | None
+    effective_at: float
+
+
+class ModelCatalog:
+    """What the fleet serves, as far as the models topic was read."""
+
+    def __init__(self, records: Iterable[ModelRecord] = ()) -> None:
+        self._models: dict[str, _Model] = {}
+        for record in records:
+            self.apply(record)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def apply(self, record: ModelRecord) -> None:
+        """Takes a newer record of a model in the place of the older one."""
+        versions = {
+            number: served_version(record.model_name, number, version.fingerprint, version.signature)
+            for number, version in record.versions.items()
+            if version.state in {"ready", "draining"} and version.signature is not None
+        }
+        self._models[record.model_name] = _Model(
+            versions, record.default_version, record.previous_version, record.effective_at.timestamp()
+        )
+
+    def discard(self, model_name: str) -> None:
+        """Forgets a model: its record was deleted."""
+        self._models.pop(model_name, None)
+
+    def versions(self) -> list[ServedVersion]:
+        """All versions that may be asked."""
+        return [version for model in self._models.values() for version in model.versions.values()]
+
+    def resolve(self, model_name: str, version: str | None, now: float) -> ServedVersion:
+        """The version that answers a request.
+
+        Args:
+            model_name: as the request names it.
+            version: as the request names it, or None for the default.
+            now: the later of the clock and the record's append time, Unix seconds: a record appended after a
+                promotion took effect is never answered by an earlier default, whatever this clock says.
+
+        Raises:
+            WireError: MODEL_NOT_FOUND or VERSION_NOT_FOUND.
+        """
+        model = self._models.get(model_name)
+        if model is None:
+            known = ", ".join(sorted(self._models)) or "none"
+            raise WireError(
+                ErrorCode.MODEL_NOT_FOUND, f"model_name: {model_name!r:.64} is not served (served: {known})"
+            )
+        number = version
+        if number is None:
+            promoted = now >= model.effective_at or model.previous is None
+            number = model.default if promoted else model.previous
+        served = model.versions.get(number) if number is not None else None
+        if served is None:
+            known = ", ".join(sorted(model.versions, key=int)) or "none"
+            raise WireError(
+                ErrorCode.VERSION_NOT_FOUND,
+                f"model_version: {number!r} of {model_name!r:.80} is not served (served: {known})",
+            )
+        return served

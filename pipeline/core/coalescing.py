@@ -1,0 +1,88 @@
+"""Equal requests in flight run once: a flight and its members."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.core.answer import Answer
+from pipeline.core.catalog import ServedVersion
+from schemas.request import InferenceRequest, Parameters
+from schemas.result import CacheStatus
+from schemas.tensor import Tensor
+
+
+class Waiter(Protocol):
+    """Somebody who waits for an answer."""
+
+    def answered(self, answer: Answer) -> None:
+        """The answer, exactly once. Must not raise."""
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One request that a flight answers.
+
+    Attributes:
+        cache_status: what its answer will say: the first member computes, the others coalesce.
+        store: whether its answer may be stored.
+        deadline: monotonic seconds after which it is EXPIRED, or None.
+        give_up_at: monotonic seconds after which "no instance answers" is its answer.
+        enable_cache: as its request says it, for entering again under another version.
+    """
+
+    waiter: Waiter
+    request: InferenceRequest
+    cache_status: CacheStatus
+    store: bool
+    enable_cache: bool
+    deadline: float | None
+    give_up_at: float
+    done: bool = False
+    flight: "Flight | None" = None
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One inference that runs, or waits to.
+
+    Attributes:
+        key: the cache key, or None where nothing may be shared or stored.
+        version: the version that is asked, and no other.
+        outputs: names asked for, each with the parameters that reach the server.
+        parameters: those that reach the model; `server_parameters` are the server's own.
+        unavailable: why no instance answered last time; None while one may.
+    """
+
+    key: bytes | None
+    version: ServedVersion
+    tensors: tuple[Tensor, ...]
+    outputs: tuple[tuple[str, Parameters], ...]
+    outputs_encoded: bytes
+    parameters: Parameters
+    server_parameters: Parameters
+    members: list[Member] = field(default_factory=list)
+    unavailable: str | None = None
+
+    def join(self, member: Member) -> None:
+        """One more request that this flight answers."""
+        member.flight = self
+        self.members.append(member)
+
+    @property
+    def rows(self) -> int:
+        """Rows along the batch axis; 1 for a model without one."""
+        shape = self.tensors[0].shape
+        return shape[0] if self.version.signature.max_batch_size and shape else 1
+
+    @property
+    def size_bytes(self) -> int:
+        """Raw bytes of all inputs."""
+        return sum(len(tensor.raw) for tensor in self.tensors)
+
+    @property
+    def store(self) -> bool:
+        """Whether the answer is stored: it is if any member's may be."""
+        return self.key is not None and any(member.store for member in self.members)
+
+    def waiting(self) -> list[Member]:
+        """Members without an answer yet."""
+        return [member for member in self.members if not member.done]

@@ -1,0 +1,75 @@
+"""One request record on its way to its answer: where it came from, who asked, when what happened."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from time import gmtime, strftime
+
+from schemas.request import InferenceRequest
+
+
+@lru_cache(maxsize=256)
+def _second_text(second: int) -> str:
+    return strftime("%Y-%m-%dT%H:%M:%S", gmtime(second))
+
+
+def utc_text(unix_s: float) -> str:
+    """A time as the wire gives it: UTC, microseconds, Z."""
+    second, micros = divmod(round(unix_s * 1e6), 1_000_000)
+    return f"{_second_text(second)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=256)
+def utc_second_text(unix_s: int) -> str:
+    """A time in whole seconds: UTC, Z."""
+    return f"{_second_text(unix_s)}Z"
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """A request record and what is known of it.
+
+    Times are Unix seconds; `timestamp_ms` is the record's own, Unix milliseconds.
+
+    Attributes:
+        request: None for a record that is no valid request.
+        request_id: the record's id, or its place in the log.
+        model_name: as asked, also where the request is invalid; empty where it cannot be read.
+        digest: of the request's content, 32 hex characters; empty for an invalid one.
+        input_bytes: raw bytes of all inputs.
+        queue_s: from the record's append to its being taken by the worker; never negative.
+        total_s: from the record's append to its answer; never negative.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    taken_at: float
+    request_id: str
+    model_name: str = ""
+    request: InferenceRequest | None = None
+    requested_at: float = 0.0
+    digest: str = ""
+    input_bytes: int = 0
+    traceparent: bytes | None = None
+    completed_at: float = 0.0
+
+    queue_s: float = 0.0
+    total_s: float = 0.0
+    requested_at_text: str = ""
+    completed_at_text: str = ""
+
+    def complete(self, now: float) -> None:
+        """The answer is there: durations and the texts of its times, which the result and every event line repeat."""
+        appended_at = self.timestamp_ms / 1e3
+        self.completed_at = now
+        self.queue_s = max(self.taken_at - appended_at, 0.0)
+        self.total_s = max(now - appended_at, 0.0)
+        self.requested_at_text = utc_text(self.requested_at)
+        self.completed_at_text = utc_text(now)
+
+
+def offset_id(topic: str, partition: int, offset: int) -> str:
+    """The id of a request that brings none."""
+    return f"{topic}:{partition}:{offset}"

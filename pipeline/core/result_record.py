@@ -1,0 +1,147 @@
+"""An answer as the record that goes to the results topic: spliced text, not rebuilt objects."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import orjson
+
+from pipeline.core.answer import Answer, StoredAnswer, output_head
+from pipeline.core.exchange import Exchange
+from schemas.request import InferenceRequest
+from schemas.tensor import Tensor, json_from_raw
+
+Headers = list[tuple[str, bytes]]
+
+_JSON: tuple[str, bytes] = ("content-type", b"application/json")
+_BINARY: tuple[str, bytes] = ("content-type", b"application/octet-stream")
+_SPECVERSION: tuple[str, bytes] = ("ce_specversion", b"1.0")
+_TYPE: tuple[str, bytes] = ("ce_type", b"inference.result.v1")
+
+
+class ResultRecord(NamedTuple):
+    """A result's bytes and headers; `json_bytes` of them are JSON, raw tensors follow."""
+
+    value: bytes
+    headers: Headers
+    json_bytes: int
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether raw tensors follow the JSON."""
+        return self.json_bytes != len(self.value)
+
+
+@lru_cache(maxsize=4096)
+def _quoted(text: str) -> bytes:
+    return orjson.dumps(text)
+
+
+def binary_outputs(request: InferenceRequest | None) -> frozenset[str] | None:
+    """The outputs asked for in binary form: names, or None for all of them."""
+    if request is None or (not request.parameters and request.outputs is None):
+        return frozenset()
+    if request.parameters.get("binary_data_output") is True:
+        return None
+    return frozenset(output.name for output in request.outputs or () if output.parameters.get("binary_data") is True)
+
+
+def encode_result(exchange: Exchange, answer: Answer, worker: bytes, group: bytes) -> ResultRecord:
+    """The record of an answer, with the headers every reader relies on.
+
+    Args:
+        exchange: the request it answers.
+        answer: what the engine said.
+        worker: this worker's name, as a JSON string.
+        group: this worker's consumer group.
+    """
+    outputs, tail = b"", b""
+    if answer.outputs is not None:
+        wanted = binary_outputs(exchange.request)
+        text = answer.outputs.json_outputs() if not wanted and wanted is not None else None
+        if text is None:
+            text, tail = _with_binary(answer.outputs, wanted)
+        outputs = b',"outputs":%b' % text
+    elif answer.failure is not None:
+        failure = answer.failure
+        outputs = b',"error":{"code":"%b","message":%b,"retryable":%b}' % (
+            failure.code.encode(),
+            orjson.dumps(failure.message, default=str),
+            b"true" if failure.retryable else b"false",
+        )
+    json = (
+        b'{"id":"%b",%b,"status":"%b"%b,"parameters":{%b"queue_ms":%.3f,"total_ms":%.3f,"worker":%b},"requested_at":"%b","completed_at":"%b"}'
+        % (
+            exchange.request_id.encode(),
+            _model(exchange, answer),
+            answer.status.encode(),
+            outputs,
+            _cache_parameters(answer),
+            exchange.queue_s * 1e3,
+            exchange.total_s * 1e3,
+            worker,
+            exchange.requested_at_text.encode(),
+            exchange.completed_at_text.encode(),
+        )
+    )
+    return ResultRecord(json + tail if tail else json, _headers(exchange, group, json, tail), len(json))
+
+
+def _model(exchange: Exchange, answer: Answer) -> bytes:
+    if answer.model_version is None:
+        return b'"model_name":%b' % _quoted(exchange.model_name)
+    return b'"model_name":%b,"model_version":%b' % (_quoted(exchange.model_name), _quoted(answer.model_version))
+
+
+def _cache_parameters(answer: Answer) -> bytes:
+    if answer.cache_status is None:
+        return b""
+    parts = b'"cache_status":"%b",' % answer.cache_status.encode()
+    if answer.key is not None:
+        parts += b'"cache_key":"%b",' % answer.key.hex().encode()
+    if answer.age_s is not None:
+        parts += b'"cache_age_ms":%d,' % (answer.age_s * 1e3)
+    if answer.outputs is not None:
+        parts += b'"inference_ms":%.3f,' % (answer.inference_s * 1e3)
+    if answer.instance:
+        parts += b'"instance":%b,' % _quoted(answer.instance)
+    return parts
+
+
+def _with_binary(stored: StoredAnswer, wanted: frozenset[str] | None) -> tuple[bytes, bytes]:
+    """The `outputs` array with some tensors' bytes behind the JSON, and those bytes."""
+    parts: list[bytes] = []
+    tail: list[bytes] = []
+    for tensor in stored.tensors:
+        text = None if wanted is None or tensor.name in wanted else _json_data(tensor)
+        if text is None:
+            text = b',"parameters":{"binary_data_size":%d}}' % len(tensor.raw)
+            tail.append(tensor.raw)
+        parts.append(output_head(tensor) + text)
+    return b"[%b]" % b",".join(parts), b"".join(tail)
+
+
+def _json_data(tensor: Tensor) -> bytes | None:
+    data = json_from_raw(tensor)
+    return None if data is None else b',"data":%b}' % data
+
+
+def _headers(exchange: Exchange, group: bytes, json: bytes, tail: bytes) -> Headers:
+    headers: Headers = [
+        _SPECVERSION,
+        ("ce_id", exchange.request_id.encode()),
+        ("ce_source", b"/inference/worker"),
+        _TYPE,
+        ("ce_time", exchange.completed_at_text.encode()),
+        ("ce_subject", exchange.model_name.encode("utf-8", "replace")),
+        ("request-offset", b"%d" % exchange.offset),
+        ("request-timestamp", b"%d" % exchange.timestamp_ms),
+        ("request-digest", exchange.digest.encode()),
+        ("worker-group", group),
+    ]
+    if exchange.traceparent is not None:
+        headers.append(("traceparent", exchange.traceparent))
+    if tail:
+        headers += [_BINARY, ("Inference-Header-Content-Length", b"%d" % len(json))]
+    else:
+        headers.append(_JSON)
+    return headers

@@ -1,0 +1,1 @@
+"""Requests topic -> engine -> results and events. Faust lives only here."""

@@ -1,0 +1,109 @@
+"""The Faust app: group membership, assignment, flow control and commits around our own transport."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
+
+import faust
+from faust.types.events import EventT
+from yarl import URL
+
+from pipeline.adapters.kafka import client_options, tls_context
+from pipeline.config import Settings
+from pipeline.worker.transport import ChunkConsumer, ChunkSchema, ChunkTransport
+
+# How often the coordinator's fate is looked at. Faust never asks, and a worker whose coordinator failed would stay
+# alive with nothing assigned.
+_WATCH_S = 2.0
+
+OnChunk = Callable[[ChunkConsumer, EventT[Any]], Awaitable[None]]
+
+
+class WorkerApp(faust.App):
+    """A Faust app that ends itself when its group coordinator failed for good."""
+
+    async def on_start(self) -> None:
+        """Starts the watch besides everything else."""
+        await super().on_start()
+        self.add_future(self._watch_coordinator())
+
+    async def _watch_coordinator(self) -> None:
+        while not self.should_stop:
+            await self.sleep(_WATCH_S)
+            thread = getattr(self._consumer, "_thread", None)
+            consumer = getattr(thread, "_consumer", None)
+            if thread is None or consumer is None:
+                continue
+
+            async def probe(coordinator: Any = consumer._coordinator) -> None:
+                coordinator.check_errors()
+
+            try:
+                await thread.call_thread(probe)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, this process cannot go on
+                await self.crash(error)
+                return
+
+
+def create_app(settings: Settings, on_chunk: OnChunk) -> WorkerApp:
+    """The app that feeds `on_chunk` with the requests topic.
+
+    Args:
+        settings: where Kafka is, and the group.
+        on_chunk: takes one event of `transport.ChunkConsumer`; it must not raise but for a bug, which ends the process.
+    """
+    brokers = [URL(f"kafka://{address}") for address in str(settings.kafka.bootstrap_servers).split(",")]
+    session_s = settings.kafka.session_timeout_s
+    app = WorkerApp(
+        settings.worker.group,
+        broker=brokers,
+        broker_credentials=_credentials(settings),
+        store="memory://",
+        datadir=str(settings.data_dir / "faust"),
+        autodiscover=False,
+        key_serializer="raw",
+        value_serializer="raw",
+        web_enabled=False,
+        # A bug ends the process, so that its records are read again; Faust's default goes on without them.
+        agent_supervisor="mode.CrashingSupervisor",
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        # Selects Faust's sticky assignor: with 0, every rebalance moves every partition away from its cache.
+        table_standby_replicas=1,
+        # In chunks: 16 of at most 256 records and 1 MiB wait before the agent.
+        stream_buffer_maxsize=16,
+        stream_wait_empty=True,
+        broker_commit_interval=0.5,
+        broker_session_timeout=session_s,
+        broker_heartbeat_interval=session_s / 5,
+        broker_rebalance_timeout=60.0,
+        broker_request_timeout=max(40.0, session_s),
+        consumer_max_fetch_size=settings.limits.record_bytes + (1 << 16),
+        consumer_auto_offset_reset="earliest",
+    )
+    app.transport = ChunkTransport(brokers, app)
+    raw: Any = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+    topic = app.topic(settings.topic("requests"), schema=ChunkSchema(**raw))
+
+    async def answer(stream: Any) -> None:
+        async for event in stream.noack().events():
+            await on_chunk(cast("ChunkConsumer", app.consumer), event)
+
+    app.agent(topic, name="answer")(answer)
+    return app
+
+
+def _credentials(settings: Settings) -> Any:
+    kafka = settings.kafka
+    context = tls_context(kafka.tls, "kafka") if kafka.security_protocol.endswith("SSL") else None
+    if kafka.sasl_mechanism:
+        options = client_options(kafka)
+        return faust.SASLCredentials(
+            username=options["sasl_plain_username"],
+            password=options["sasl_plain_password"],
+            mechanism=kafka.sasl_mechanism,
+            ssl_context=context,
+        )
+    return faust.SSLCredentials(context) if context is not None else None

@@ -1,0 +1,252 @@
+"""From a record to its answer and what it puts into Kafka: the synchronous middle of the worker."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import orjson
+from aiokafka import ConsumerRecord
+from blake3 import blake3
+
+from pipeline.core.answer import Answer, failed
+from pipeline.core.cache_key import request_digest
+from pipeline.core.event_lines import EventLines
+from pipeline.core.exchange import Exchange, offset_id
+from pipeline.core.result_record import Headers, ResultRecord, encode_result
+from pipeline.engine import InferenceEngine, Prepared
+from pipeline.ports import Clock
+from pipeline.worker.publisher import Outgoing, PlainRecord, Publisher
+from pipeline.worker.transport import Lane
+from schemas.errors import ErrorCode, WireError
+from schemas.request import InferenceRequest, UndecodableRecordError, decode_request, is_request_id, readable_request
+
+# What a result's record may hold besides the answer: headers, framing.
+_RECORD_OVERHEAD_BYTES = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeSettings:
+    """What the intake must know.
+
+    Attributes:
+        worker: this worker's name.
+        group: its consumer group.
+        replies_topic: the topic of `reply_to` where none is named, and the only one allowed.
+        reply_partitions: how many partitions it has.
+        dead_letter_topic: where records go that are no JSON object.
+        record_bytes_max: the record limit.
+    """
+
+    worker: str
+    group: str
+    replies_topic: str
+    reply_partitions: int
+    dead_letter_topic: str
+    record_bytes_max: int
+
+
+class InFlight:
+    """Requests taken and not answered, in number and input bytes."""
+
+    def __init__(self, count_max: int, bytes_max: int) -> None:
+        self.count = 0
+        self.bytes = 0
+        self._count_max = count_max
+        self._bytes_max = bytes_max
+
+    @property
+    def full(self) -> bool:
+        """Whether the next one has to wait."""
+        return self.count >= self._count_max or self.bytes >= self._bytes_max
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One record's way through the engine: a `Waiter`."""
+
+    intake: "Intake"
+    lane: Lane
+    exchange: Exchange
+    prepared: Prepared
+    confirmed: Callable[[], None]
+
+    def answered(self, answer: Answer) -> None:
+        """The engine's answer to a miss."""
+        self.intake.release(self.exchange)
+        self.intake.publish(self, answer)
+
+
+class Intake:
+    """Takes records, gets their answers, hands them to the publisher.
+
+    Args:
+        engine: answers requests.
+        publisher: puts answers into Kafka.
+        lines: writes their events.
+        clock: time.
+        settings: names and limits.
+        in_flight: the bound on misses.
+        on_room: is called when a miss was answered.
+    """
+
+    def __init__(
+        self,
+        engine: InferenceEngine,
+        publisher: Publisher,
+        lines: EventLines,
+        clock: Clock,
+        settings: IntakeSettings,
+        in_flight: InFlight,
+        on_room: Callable[[], None],
+    ) -> None:
+        self._engine = engine
+        self._publisher = publisher
+        self._lines = lines
+        self._clock = clock
+        self._settings = settings
+        self._worker_json = orjson.dumps(settings.worker)
+        self._group = settings.group.encode()
+        self._in_flight = in_flight
+        self._on_room = on_room
+        self.results: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        self.dead_letters = 0
+
+    def take(self, record: ConsumerRecord, lane: Lane, confirmed: Callable[[], None]) -> None:
+        """Answers one record, now or later; `confirmed` is called when its answer is in Kafka."""
+        exchange = Exchange(
+            record.topic, record.partition, record.offset, record.timestamp, record.key, self._clock.now(),
+            offset_id(record.topic, record.partition, record.offset),
+        )  # fmt: skip
+        ticket = Ticket(self, lane, exchange, Prepared(), confirmed)
+        exchange.requested_at = record.timestamp / 1e3
+        try:
+            exchange.request = request = decode_request(record.value, record.headers)
+            self._identify(exchange, request, record)
+        except WireError as error:
+            self._identify_invalid(exchange, record)
+            self.publish(ticket, failed(error))
+            return
+        except UndecodableRecordError as error:
+            self._bury(ticket, record, error)
+            return
+        answer = self._engine.submit(
+            request,
+            ticket,
+            requested_at=exchange.requested_at,
+            appended_at=record.timestamp / 1e3,
+            prepared=ticket.prepared,
+        )
+        if answer is not None:
+            self.publish(ticket, answer)
+        else:
+            exchange.input_bytes = ticket.prepared.input_bytes
+            self._in_flight.count += 1
+            self._in_flight.bytes += exchange.input_bytes
+
+    def release(self, exchange: Exchange) -> None:
+        """A miss was answered: there is room for another."""
+        self._in_flight.count -= 1
+        self._in_flight.bytes -= exchange.input_bytes
+        self._on_room()
+
+    def publish(self, ticket: Ticket, answer: Answer, others: tuple[PlainRecord, ...] = ()) -> None:
+        """Hands an answer to the publisher."""
+        exchange = ticket.exchange
+        exchange.complete(self._clock.now())
+        exchange.input_bytes = ticket.prepared.input_bytes
+        if exchange.request is not None:
+            exchange.digest = request_digest(exchange.request, ticket.prepared.content or _content(exchange.request))
+        result = encode_result(exchange, answer, self._worker_json, self._group)
+        if len(result.value) > self._settings.record_bytes_max - _RECORD_OVERHEAD_BYTES:
+            answer, result = self._too_large(exchange, len(result.value))
+        self.results[answer.status, answer.failure.code if answer.failure else ""] += 1
+        reply = exchange.request.reply_to if exchange.request is not None else None
+        if reply is not None:
+            others += (
+                PlainRecord(
+                    self._settings.replies_topic, reply.partition, exchange.request_id.encode(), result.value,
+                    result.headers,
+                ),
+            )  # fmt: skip
+        events = self._lines.of(exchange, answer, result)
+        self._publisher.add(
+            Outgoing(ticket.lane, exchange.offset, exchange.key, result, events, others, ticket.confirmed)
+        )
+
+    def _identify(self, exchange: Exchange, request: InferenceRequest, record: ConsumerRecord) -> None:
+        exchange.model_name = request.model_name
+        if request.requested_at is not None:
+            exchange.requested_at = request.requested_at.timestamp()
+        if request.id is not None:
+            if request.id.startswith(f"{record.topic}:"):
+                raise WireError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"id: {request.id!r} has the form of a record's place in the log, which is kept for records "
+                    "without an id",
+                )
+            exchange.request_id = request.id
+        for name, value in record.headers:
+            if name == "traceparent":
+                exchange.traceparent = value
+        if request.reply_to is not None:
+            self._check_reply(request.reply_to.topic, request.reply_to.partition)
+        if request.callback is not None:
+            raise WireError(ErrorCode.INVALID_REQUEST, "callback: webhooks are not delivered by this release")
+
+    def _check_reply(self, topic: str | None, partition: int) -> None:
+        allowed, partitions = self._settings.replies_topic, self._settings.reply_partitions
+        if topic not in (None, allowed):
+            raise WireError(ErrorCode.INVALID_REQUEST, f"reply_to.topic: {topic!r:.80} is not allowed, only {allowed}")
+        if partition >= partitions:
+            raise WireError(
+                ErrorCode.INVALID_REQUEST, f"reply_to.partition: {partition} of {allowed}, which has {partitions}"
+            )
+
+    def _identify_invalid(self, exchange: Exchange, record: ConsumerRecord) -> None:
+        """An invalid request is answered under its own id where that is readable and allowed."""
+        exchange.request = None
+        exchange.digest = blake3(record.value).hexdigest(16)
+        request_id, model_name = readable_request(record.value)
+        exchange.model_name = model_name or ""
+        if request_id is not None and not request_id.startswith(f"{record.topic}:"):
+            exchange.request_id = request_id
+
+    def _bury(self, ticket: Ticket, record: ConsumerRecord, error: UndecodableRecordError) -> None:
+        """No JSON object: to the dead letters with its original bytes; an error result too if `ce_id` names it."""
+        self.dead_letters += 1
+        headers: Headers = [
+            *record.headers,
+            ("reason", error.reason.encode()),
+            ("error", error.message.encode()),
+            ("source-topic", record.topic.encode()),
+            ("source-partition", b"%d" % record.partition),
+            ("source-offset", b"%d" % record.offset),
+        ]
+        letter = PlainRecord(self._settings.dead_letter_topic, None, record.key, record.value, headers)
+        named = _named(record.headers)
+        if named is not None and not named.startswith(f"{record.topic}:"):
+            exchange = ticket.exchange
+            exchange.request_id = named
+            exchange.digest = blake3(record.value or b"").hexdigest(16)
+            self.publish(ticket, failed(WireError(ErrorCode.INVALID_REQUEST, error.message)), (letter,))
+            return
+        self._publisher.add(Outgoing(ticket.lane, record.offset, record.key, None, b"", (letter,), ticket.confirmed))
+
+    def _too_large(self, exchange: Exchange, size: int) -> tuple[Answer, ResultRecord]:
+        limit = self._settings.record_bytes_max
+        answer = failed(
+            WireError(ErrorCode.PAYLOAD_TOO_LARGE, f"the result has {size} bytes, the record limit is {limit}")
+        )
+        return answer, encode_result(exchange, answer, self._worker_json, self._group)
+
+
+def _named(headers: Sequence[tuple[str, bytes]]) -> str | None:
+    value = next((value for name, value in headers if name == "ce_id"), None)
+    text = value.decode("ascii", "replace") if value is not None else None
+    return text if text is not None and is_request_id(text) else None
+
+
+def _content(request: InferenceRequest) -> bytes:
+    """The content's digest of a request whose tensors were not looked at: its model is not served."""
+    inputs = [[tensor.name, tensor.datatype, tensor.shape, tensor.data] for tensor in request.inputs]
+    return blake3(repr(inputs).encode("utf-8", "surrogatepass")).digest()

@@ -1,0 +1,284 @@
+"""The worker process: wires engine, fleet, publisher and Faust together, runs until told to stop."""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from random import Random
+from time import monotonic
+from typing import Any
+
+import uvloop
+from aiokafka import AIOKafkaProducer
+from prometheus_client import CollectorRegistry
+
+from pipeline.adapters.kafka import client_options
+from pipeline.adapters.models_topic import ModelsFollower
+from pipeline.adapters.status_http import StatusServer
+from pipeline.adapters.system import SystemClock
+from pipeline.adapters.triton import TritonServer, instance_names
+from pipeline.config import Settings
+from pipeline.core.answer import StoredAnswer
+from pipeline.core.catalog import ModelCatalog
+from pipeline.core.event_lines import EventLines
+from pipeline.core.eviction import S3FifoCache
+from pipeline.core.routing import Router
+from pipeline.dispatcher import Dispatcher
+from pipeline.engine import InferenceEngine
+from pipeline.errors import SettingsError
+from pipeline.metrics import EngineMetrics, LabelledCounts, Reading, publish_seconds
+from pipeline.worker.app import WorkerApp, create_app
+from pipeline.worker.intake import InFlight, Intake, IntakeSettings
+from pipeline.worker.preflight import wait_for_topics
+from pipeline.worker.publisher import PRODUCE_BATCH_BYTES, Publisher, TopicNames
+from pipeline.worker.transport import ChunkConsumer, Lane, check_versions
+
+logger = logging.getLogger(__name__)
+
+# The objects of the start live for ever; what a request makes dies young. A collection every 50,000 allocations
+# instead of 700 costs nothing visible.
+_GC_THRESHOLD = 50_000
+# A worker whose view of the models topic is older than this waits before it resolves a default version.
+_MODELS_LAG_MAX_S = 1.0
+_MODELS_LOOK_S = 0.05
+
+
+def run_worker(settings: Settings) -> int:
+    """Runs a worker until SIGTERM or SIGINT; returns the process's exit code.
+
+    Raises:
+        SettingsError: something it needs is not configured.
+    """
+    check_versions()
+    if not settings.triton.urls:
+        raise SettingsError(
+            "setting PIPELINE_TRITON__URLS is not set and no local stack runs: start one with `pipeline up`"
+        )
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_Worker(settings).run())
+
+
+def engine_of(
+    settings: Settings, catalog: ModelCatalog, servers: list[TritonServer], metrics: EngineMetrics
+) -> tuple[InferenceEngine, S3FifoCache[StoredAnswer]]:
+    """An engine on these servers, and its cache."""
+    clock = SystemClock()
+    dispatcher = Dispatcher(
+        servers,
+        Router([server.name for server in servers], Random()),
+        clock,
+        attempt_timeout_s=settings.worker.inference_timeout_ms / 1e3,
+        batches_in_flight=settings.worker.batches_in_flight,
+        metrics=metrics,
+    )
+    cache = S3FifoCache[StoredAnswer](settings.cache.max_bytes)
+    engine = InferenceEngine(
+        catalog,
+        cache,
+        dispatcher,
+        clock,
+        ttl_s=settings.cache.ttl_seconds,
+        unavailable_timeout_s=settings.worker.unavailable_timeout_ms / 1e3,
+        metrics=metrics,
+    )
+    return engine, cache
+
+
+class _Chunk:
+    """Counts a chunk's answers; the last one acknowledges it to Faust."""
+
+    def __init__(self, event: Any, records: int) -> None:
+        self._event = event
+        self._left = records
+
+    def confirmed(self) -> None:
+        self._left -= 1
+        if not self._left:
+            self._event.ack()
+
+
+class _Worker:
+    """One worker process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._name = f"{socket.gethostname()}-{os.getpid()}"
+        self._registry = CollectorRegistry()
+        self._in_flight = InFlight(settings.worker.max_in_flight, settings.worker.max_in_flight_bytes)
+        self._room = asyncio.Event()
+        self._app: WorkerApp | None = None
+        self._catalog = ModelCatalog()
+
+    async def run(self) -> int:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        async with AsyncExitStack() as resources:
+            status = StatusServer(self._settings.worker.metrics_port, self._registry, self._not_ready, self._state)
+            await resources.enter_async_context(status)
+            partitions = await self._topics(stop)
+            return 0 if partitions is None else await self._serve(resources, stop, partitions)
+
+    async def _topics(self, stop: asyncio.Event) -> dict[str, int] | None:
+        """Partitions by topic once they are all there, or None where the stop came first."""
+        looking = asyncio.create_task(wait_for_topics(self._settings))
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([looking, stopped], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if looking.done():
+            return looking.result()
+        looking.cancel()
+        return None
+
+    async def _serve(self, resources: AsyncExitStack, stop: asyncio.Event, partitions: Mapping[str, int]) -> int:
+        settings = self._settings
+        options = client_options(settings.kafka)
+        self._follower = ModelsFollower(options, settings.topic("models"), self._catalog.apply, self._catalog.discard)
+        await self._follower.start()
+        resources.push_async_callback(self._follower.stop)
+        urls = settings.triton.urls or ()
+        servers = [
+            TritonServer(name, url, settings.triton.tls) for name, url in zip(instance_names(urls), urls, strict=True)
+        ]
+        for server in servers:
+            resources.push_async_callback(server.close)
+        metrics = EngineMetrics(self._registry)
+        engine, cache = engine_of(settings, self._catalog, servers, metrics)
+        resources.push_async_callback(engine.stop)
+        results = await self._producer(resources, options, settings.limits.record_bytes)
+        events = await self._producer(resources, options, settings.limits.event_record_bytes)
+        topics = TopicNames(
+            settings.topic("results"),
+            settings.topic("events"),
+            settings.topic("dead-letter"),
+            partitions[settings.topic("events")],
+        )
+        self._publisher = Publisher(results, events, topics, publish_seconds(self._registry))
+        self._intake = self._make_intake(engine, partitions[settings.topic("replies")])
+        self._export(cache)
+        self._app = create_app(settings, self._take_chunk)
+        return await self._run_app(stop)
+
+    def _make_intake(self, engine: InferenceEngine, reply_partitions: int) -> Intake:
+        settings = self._settings
+        lines = EventLines(
+            self._name,
+            settings.retention.events_days,
+            settings.retention.requests_days,
+            settings.limits.event_record_bytes - (1 << 16),
+        )
+        names = IntakeSettings(
+            worker=self._name,
+            group=settings.worker.group,
+            replies_topic=settings.topic("replies"),
+            reply_partitions=reply_partitions,
+            dead_letter_topic=settings.topic("dead-letter"),
+            record_bytes_max=settings.limits.record_bytes,
+        )
+        return Intake(engine, self._publisher, lines, SystemClock(), names, self._in_flight, self._room.set)
+
+    async def _producer(
+        self, resources: AsyncExitStack, options: Mapping[str, Any], record_bytes: int
+    ) -> AIOKafkaProducer:
+        producer = AIOKafkaProducer(
+            **options,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=0,
+            max_batch_size=PRODUCE_BATCH_BYTES,
+            max_request_size=record_bytes + (1 << 16),
+        )
+        await producer.start()
+        resources.push_async_callback(producer.stop)
+        return producer
+
+    async def _run_app(self, stop: asyncio.Event) -> int:
+        app = self._app
+        assert app is not None
+        publishing = asyncio.create_task(self._publisher.run())
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_GC_THRESHOLD, 20, 50)
+        app.finalize()
+        await app.start()
+        crashed = asyncio.ensure_future(app._crashed.wait())
+        stopped = asyncio.ensure_future(stop.wait())
+        logger.info("worker %s serves group %s", self._name, self._settings.worker.group)
+        await asyncio.wait([publishing, crashed, stopped], return_when=asyncio.FIRST_COMPLETED)
+        failure = _failure(app, publishing)
+        if failure is not None:
+            logger.error("worker %s ends: %s: %s", self._name, type(failure).__name__, failure, exc_info=failure)
+        await app.stop()
+        for task in (publishing, crashed, stopped):
+            task.cancel()
+        await asyncio.gather(publishing, crashed, stopped, return_exceptions=True)
+        return 0 if failure is None else 1
+
+    async def _take_chunk(self, consumer: ChunkConsumer, event: Any) -> None:
+        message = event.message
+        lane = consumer.lane(message)
+        records = message.value
+        chunk = _Chunk(event, len(records))
+        await self._models_known(lane)
+        for record in records:
+            while self._in_flight.full:
+                self._room.clear()
+                await self._room.wait()
+            lane.offsets.begin(record.offset)
+            self._intake.take(record, lane, chunk.confirmed)
+        await self._publisher.room()
+
+    async def _models_known(self, lane: Lane) -> None:
+        """Waits while the view of the models topic is too old to say which version is the default."""
+        while not lane.closed and monotonic() - self._follower.last_poll_monotonic > _MODELS_LAG_MAX_S:  # noqa: ASYNC110
+            await asyncio.sleep(_MODELS_LOOK_S)
+
+    def _export(self, cache: S3FifoCache[StoredAnswer]) -> None:
+        register = self._registry.register
+        register(LabelledCounts("pipeline_results", ("status", "code"), self._intake.results))
+        register(Reading("pipeline_dead_letters", lambda: self._intake.dead_letters))
+        register(Reading("pipeline_cache_bytes", lambda: cache.bytes_used))
+        register(Reading("pipeline_cache_entries", lambda: len(cache)))
+        register(Reading("pipeline_cache_evictions", lambda: cache.stats.evicted))
+        register(Reading("pipeline_in_flight", lambda: self._in_flight.count))
+        register(Reading("pipeline_in_flight_bytes", lambda: self._in_flight.bytes))
+        register(Reading("pipeline_partitions_assigned", lambda: len(self._partitions())))
+
+    def _partitions(self) -> list[int]:
+        consumer = self._app._consumer if self._app is not None else None
+        if consumer is None or self._app is None or self._app.rebalancing:
+            return []
+        topic = self._settings.topic("requests")
+        return sorted(tp.partition for tp in consumer.assignment() if tp.topic == topic)
+
+    def _not_ready(self) -> dict[str, str]:
+        if self._app is None or self._app._consumer is None:
+            return {"kafka": "not connected yet"}
+        if self._app.rebalancing or self._app.consumer_generation_id <= 0:
+            return {"kafka": "waits for its partitions"}
+        if not self._follower.caught_up:
+            return {"models": "the models topic is not read yet"}
+        return {}
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "worker": self._name,
+            "partitions": self._partitions(),
+            "models": sorted(f"{version.model_name}/{version.version}" for version in self._catalog.versions()),
+            "in_flight": self._in_flight.count,
+        }
+
+
+def _failure(app: WorkerApp, publishing: "asyncio.Task[None]") -> BaseException | None:
+    """Why the worker cannot go on, or None where it was asked to stop."""
+    if publishing.done() and not publishing.cancelled():
+        return publishing.exception()
+    if app.crashed:
+        reason = app._crash_reason
+        return reason if reason is not None else RuntimeError("the Faust app crashed without saying why")
+    return None

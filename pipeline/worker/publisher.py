@@ -1,0 +1,218 @@
+"""Group commit: results, then events and copies, then the offset, each confirmed by all in-sync replicas.
+
+Two stages, each one task. While one round of results is on its way the next fills, so batches grow with the load and
+nothing waits for a timer. Results come first because somebody waits for them; events follow in their own producer, so
+they never stand before a result in the same connection. An offset counts as answered only when all of it is confirmed.
+
+Any failure ends the process: nothing unconfirmed is committed, and the records are read again.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from aiokafka import AIOKafkaProducer
+from prometheus_client import Histogram
+
+from pipeline.core.result_record import Headers, ResultRecord
+from pipeline.worker.transport import Lane
+
+# Answers not yet confirmed, in number and bytes: past it the intake waits. 8,192 is 0.1 s at full speed.
+UNCONFIRMED_MAX = 8192
+UNCONFIRMED_BYTES_MAX = 64 << 20
+# One event record: large enough that its own cost vanishes, small enough for any consumer.
+EVENT_RECORD_BYTES = 512 * 1024
+PRODUCE_BATCH_BYTES = 1 << 20
+
+
+@dataclass(slots=True, eq=False)
+class TopicNames:
+    """Where things go."""
+
+    results: str
+    events: str
+    dead_letter: str
+    event_partitions: int
+
+
+@dataclass(slots=True, eq=False)
+class PlainRecord:
+    """A record for some other topic: a copy of a result, a dead letter. Without a partition the key decides."""
+
+    topic: str
+    partition: int | None
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """All that one answered request record puts into Kafka.
+
+    Attributes:
+        confirmed: is called once, when everything is in Kafka.
+    """
+
+    lane: Lane
+    offset: int
+    key: bytes | None
+    result: ResultRecord | None
+    events: bytes
+    others: tuple[PlainRecord, ...]
+    confirmed: Callable[[], None]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that wait in memory."""
+        return len(self.events) + (len(self.result.value) if self.result else 0)
+
+
+class Publisher:
+    """Publishes answers in rounds.
+
+    Args:
+        results: the producer for results.
+        events: the producer for everything else.
+        topics: where things go.
+        seconds: measures each round of results.
+    """
+
+    def __init__(
+        self, results: AIOKafkaProducer, events: AIOKafkaProducer, topics: TopicNames, seconds: Histogram
+    ) -> None:
+        self._results = results
+        self._events = events
+        self._topics = topics
+        self._seconds = seconds
+        self._ready: list[Outgoing] = []
+        self._answered: list[Outgoing] = []
+        self._wake_results = asyncio.Event()
+        self._wake_events = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._unconfirmed = 0
+        self._unconfirmed_bytes = 0
+
+    def add(self, outgoing: Outgoing) -> None:
+        """Takes an answer; it leaves with the next round."""
+        self._ready.append(outgoing)
+        self._unconfirmed += 1
+        self._unconfirmed_bytes += outgoing.size_bytes
+        if self._unconfirmed >= UNCONFIRMED_MAX or self._unconfirmed_bytes >= UNCONFIRMED_BYTES_MAX:
+            self._room.clear()
+        self._wake_results.set()
+
+    async def room(self) -> None:
+        """Returns when there is room for more."""
+        await self._room.wait()
+
+    @property
+    def unconfirmed(self) -> int:
+        """Answers that are not yet confirmed."""
+        return self._unconfirmed
+
+    async def run(self) -> None:
+        """Publishes until cancelled.
+
+        Raises:
+            KafkaError: a record could not be published; nothing of its round is committed.
+        """
+        async with asyncio.TaskGroup() as stages:
+            stages.create_task(self._publish_results())
+            stages.create_task(self._publish_events())
+
+    async def _publish_results(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._wake_results.wait()
+            self._wake_results.clear()
+            round_, self._ready = self._ready, []
+            started = loop.time()
+            by_partition: defaultdict[int, list[Outgoing]] = defaultdict(list)
+            for outgoing in round_:
+                if outgoing.result is not None and not outgoing.lane.closed:
+                    by_partition[outgoing.lane.partition].append(outgoing)
+            confirmations: list[asyncio.Future[object]] = []
+            for partition, some in by_partition.items():
+                confirmations += await self._send_results(partition, some)
+            for confirmation in confirmations:
+                await confirmation
+            self._seconds.observe(loop.time() - started)
+            self._answered += round_
+            self._wake_events.set()
+
+    async def _send_results(self, partition: int, some: Iterable[Outgoing]) -> list[asyncio.Future[object]]:
+        confirmations: list[asyncio.Future[object]] = []
+        batch = self._results.create_batch()
+        for outgoing in some:
+            assert outgoing.result is not None
+            value, headers, _ = outgoing.result
+            if batch.append(key=outgoing.key, value=value, timestamp=None, headers=headers) is None:
+                batch.close()
+                confirmations.append(await self._results.send_batch(batch, self._topics.results, partition=partition))
+                batch = self._results.create_batch()
+                batch.append(key=outgoing.key, value=value, timestamp=None, headers=headers)
+        batch.close()
+        confirmations.append(await self._results.send_batch(batch, self._topics.results, partition=partition))
+        return confirmations
+
+    async def _publish_events(self) -> None:
+        while True:
+            await self._wake_events.wait()
+            self._wake_events.clear()
+            round_, self._answered = self._answered, []
+            lanes: defaultdict[tuple[int, int], list[bytes]] = defaultdict(list)
+            confirmations: list[asyncio.Future[object]] = []
+            for outgoing in round_:
+                if outgoing.lane.closed:
+                    continue
+                partition = outgoing.lane.partition % self._topics.event_partitions
+                if outgoing.events:
+                    lanes[partition, outgoing.lane.generation].append(outgoing.events)
+                for record in outgoing.others:
+                    confirmations.append(await self._send_record(record))  # noqa: PERF401
+            for (partition, generation), lines in lanes.items():
+                confirmations += await self._send_events(partition, generation, lines)
+            for confirmation in confirmations:
+                await confirmation
+            self._confirm(round_)
+
+    async def _send_record(self, record: PlainRecord) -> "asyncio.Future[object]":
+        sent: asyncio.Future[object] = await self._events.send(
+            record.topic, record.value, key=record.key, partition=record.partition, headers=record.headers
+        )
+        return sent
+
+    async def _send_events(self, partition: int, generation: int, lines: list[bytes]) -> list["asyncio.Future[object]"]:
+        headers: Headers = [("content-type", b"application/x-ndjson"), ("generation", b"%d" % generation)]
+        confirmations: list[asyncio.Future[object]] = []
+        for value in _joined(lines):
+            record = PlainRecord(self._topics.events, partition, None, value, headers)
+            confirmations.append(await self._send_record(record))
+        return confirmations
+
+    def _confirm(self, round_: list[Outgoing]) -> None:
+        for outgoing in round_:
+            self._unconfirmed -= 1
+            self._unconfirmed_bytes -= outgoing.size_bytes
+            if not outgoing.lane.closed:
+                outgoing.lane.offsets.finish(outgoing.offset)
+            outgoing.confirmed()
+        if self._unconfirmed < UNCONFIRMED_MAX and self._unconfirmed_bytes < UNCONFIRMED_BYTES_MAX:
+            self._room.set()
+
+
+def _joined(lines: list[bytes]) -> Iterable[bytes]:
+    """Event lines as the values of as few records as their size allows."""
+    some: list[bytes] = []
+    size = 0
+    for line in lines:
+        if some and size + len(line) > EVENT_RECORD_BYTES:
+            yield b"".join(some)
+            some, size = [], 0
+        some.append(line)
+        size += len(line)
+    if some:
+        yield b"".join(some)
