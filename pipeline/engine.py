@@ -219,7 +219,7 @@ class InferenceEngine:
         member = Member(waiter, request, status, policy.store, enabled, deadline, give_up_at)
         if deadline is not None:
             delay = max(deadline - self._clock.monotonic(), 0.0)
-            asyncio.get_running_loop().call_later(delay, self._expire, member)
+            member.timer = asyncio.get_running_loop().call_later(delay, self._expire, member)
         return member
 
     def _expire(self, member: Member) -> None:
@@ -290,7 +290,7 @@ class InferenceEngine:
                 continue
             if version.version == flight.version.version and version.fingerprint == flight.version.fingerprint:
                 continue
-            member.done = True
+            _settle(member)
             answer = self._resubmit(member)
             if answer is not None:
                 member.waiter.answered(answer)
@@ -317,7 +317,7 @@ class InferenceEngine:
             self._tell(member, answer)
 
     def _tell(self, member: Member, answer: Answer) -> None:
-        member.done = True
+        _settle(member)
         member.waiter.answered(answer)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -339,6 +339,13 @@ class _FutureWaiter:
 
 def _expired(request: InferenceRequest) -> WireError:
     return WireError(ErrorCode.EXPIRED, f"timeout_ms: {request.timeout_ms} ms from requested_at have passed")
+
+
+def _settle(member: Member) -> None:
+    member.done = True
+    if member.timer is not None:
+        member.timer.cancel()
+        member.timer = None
 
 
 def _unavailable(reason: str) -> WireError:

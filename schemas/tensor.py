@@ -8,7 +8,6 @@ JSON form, and JSON has no NaN and no infinity (RFC 8259 section 6).
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -64,8 +63,7 @@ _ACCEPTED: dict[str, frozenset[type]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """One tensor in its raw form.
 
     Attributes:

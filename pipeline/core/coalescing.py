@@ -10,6 +10,13 @@ from schemas.result import CacheStatus
 from schemas.tensor import Tensor
 
 
+class Timer(Protocol):
+    """A planned call that can be taken back."""
+
+    def cancel(self) -> None:
+        """The call will not happen."""
+
+
 class Waiter(Protocol):
     """Somebody who waits for an answer."""
 
@@ -27,6 +34,7 @@ class Member:
         deadline: monotonic seconds after which it is EXPIRED, or None.
         give_up_at: monotonic seconds after which "no instance answers" is its answer.
         enable_cache: as its request says it, for entering again under another version.
+        timer: will tell it that it expired; cancelled with the answer, for it holds the request's tensors.
     """
 
     waiter: Waiter
@@ -38,6 +46,7 @@ class Member:
     give_up_at: float
     done: bool = False
     flight: "Flight | None" = None
+    timer: Timer | None = None
 
 
 @dataclass(slots=True, eq=False)

@@ -33,6 +33,30 @@ class BatchLimits:
     bytes_max: int
 
 
+class EventRecord(NamedTuple):
+    """A record of the events topic.
+
+    Attributes:
+        offset: its place in the log.
+        value: its lines; None for a tombstone, which no writer of ours makes.
+        line_count: lines in it, counted once.
+    """
+
+    offset: int
+    value: bytes | None
+    line_count: int
+
+    @classmethod
+    def of(cls, offset: int, value: bytes | None) -> "EventRecord":
+        """The record with its lines counted."""
+        return cls(offset, value, 1 if value is None else value.count(b"\n") + 1)
+
+    @property
+    def size(self) -> int:
+        """Bytes of its value."""
+        return len(self.value) if self.value is not None else 0
+
+
 class RejectedLine(NamedTuple):
     """A line that is no event: its original bytes go to the dead letters.
 
@@ -103,19 +127,17 @@ class BatchDraft:
         self._request_days: set[int] = set()
         self._rejected: list[RejectedLine] = []
 
-    def offer(self, offset: int, value: bytes | None) -> bool:
+    def offer(self, record: EventRecord) -> bool:
         """Takes a record into the batch, or answers False: the batch ends before it."""
-        body = value or b""
-        lines = body.count(b"\n") + 1
         if self._planned_end is not None:
-            if offset >= self._planned_end:
+            if record.offset >= self._planned_end:
                 return False
         elif self._lines and (
-            self._lines + lines > min(self._limits.rows_max, ROWS_MAX)
-            or self._bytes + len(body) > self._limits.bytes_max
+            self._lines + record.line_count > min(self._limits.rows_max, ROWS_MAX)
+            or self._bytes + record.size > self._limits.bytes_max
         ):
             return False
-        decoded, rejected = _decode_record(offset, value)
+        decoded, rejected = _decode_record(record)
         event_days = self._event_days | {line.event_day for line in decoded}
         request_days = self._request_days | {line.request_day for line in decoded if line.request_day is not None}
         if self._planned_end is None and self._lines and max(len(event_days), len(request_days)) > EXPIRY_DAYS_MAX:
@@ -124,12 +146,12 @@ class BatchDraft:
         self._events += [line.event for line in decoded]
         self._requests += [line.request for line in decoded if line.request is not None]
         self._rejected += rejected
-        self._lines += lines
-        self._bytes += len(body)
-        self._end = offset + 1
+        self._lines += record.line_count
+        self._bytes += record.size
+        self._end = record.offset + 1
         # The length first, so that no two lists of records share a digest.
-        self._digest.update(len(body).to_bytes(8, "little"))
-        self._digest.update(body)
+        self._digest.update(record.size.to_bytes(8, "little"))
+        self._digest.update(record.value or b"")
         return True
 
     def finish(self) -> EventBatch:
@@ -148,16 +170,16 @@ class BatchDraft:
         return EventBatch(self._topic, self._partition, self._start, end, token, tables, tuple(self._rejected))
 
 
-def _decode_record(offset: int, value: bytes | None) -> tuple[list[DecodedLine], list[RejectedLine]]:
-    if value is None:
-        return [], [RejectedLine(offset, b"", "a record without a value holds no events")]
+def _decode_record(record: EventRecord) -> tuple[list[DecodedLine], list[RejectedLine]]:
+    if record.value is None:
+        return [], [RejectedLine(record.offset, b"", "a record without a value holds no events")]
     decoded: list[DecodedLine] = []
     rejected: list[RejectedLine] = []
-    for line in value.split(b"\n"):
+    for line in record.value.split(b"\n"):
         if not line or line.isspace():
             continue
         try:
             decoded.append(decode_line(line))
         except ValueError as error:
-            rejected.append(RejectedLine(offset, line, str(error)))
+            rejected.append(RejectedLine(record.offset, line, str(error)))
     return decoded, rejected

@@ -22,6 +22,8 @@ from schemas.request import InferenceRequest, UndecodableRecordError, decode_req
 
 # What a result's record may hold besides the answer: headers, framing.
 _RECORD_OVERHEAD_BYTES = 2048
+# W3C Trace Context, section 3.2.2: 00-<32 hex>-<16 hex>-<2 hex>.
+_TRACEPARENT_BYTES = 55
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +159,7 @@ class Intake:
         if exchange.request is not None:
             exchange.digest = request_digest(exchange.request, ticket.prepared.content or _content(exchange.request))
         result = encode_result(exchange, answer, self._worker_json, self._group)
-        if len(result.value) > self._settings.record_bytes_max - _RECORD_OVERHEAD_BYTES:
+        if len(result.value) + len(exchange.key or b"") > self._settings.record_bytes_max - _RECORD_OVERHEAD_BYTES:
             answer, result = self._too_large(exchange, len(result.value))
         self.results[answer.status, answer.failure.code if answer.failure else ""] += 1
         reply = exchange.request.reply_to if exchange.request is not None else None
@@ -186,7 +188,7 @@ class Intake:
                 )
             exchange.request_id = request.id
         for name, value in record.headers:
-            if name == "traceparent":
+            if name == "traceparent" and len(value) == _TRACEPARENT_BYTES:
                 exchange.traceparent = value
         if request.reply_to is not None:
             self._check_reply(request.reply_to.topic, request.reply_to.partition)

@@ -189,7 +189,8 @@ class _Worker:
             acks="all",
             enable_idempotence=True,
             linger_ms=0,
-            max_batch_size=PRODUCE_BATCH_BYTES,
+            # A topic's limit on a record is its limit on a batch too.
+            max_batch_size=min(PRODUCE_BATCH_BYTES, record_bytes),
             max_request_size=record_bytes + (1 << 16),
         )
         await producer.start()
@@ -228,6 +229,8 @@ class _Worker:
             while self._in_flight.full:
                 self._room.clear()
                 await self._room.wait()
+            if lane.closed:
+                return
             lane.offsets.begin(record.offset)
             self._intake.take(record, lane, chunk.confirmed)
         await self._publisher.room()
