@@ -1,0 +1,12 @@
+"""Model repository -> Triton fleet -> `inference.models`.
+
+One pass, in its order, and where it is written down:
+
+    repository.py      which model folders and versions are whole; faults (model_folder.py, version_checks.py)
+    completion.py      config.pbtxt completed from the ONNX graph (onnx_graph.py)
+    version_store.py   immutable copies by content, with what a model builds itself (build_step.py)
+    serving.py         the tree that Triton serves, exchanged whole
+    fleet_check.py     load, readiness, configuration, the sample's answer (triton_control.py, sample.py)
+    announcement.py    the record on the models topic
+    registration.py    all of it, and what became of each version (report.py)
+"""

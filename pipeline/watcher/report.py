@@ -1,0 +1,58 @@
+"""What a registration pass tells of each version."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.watcher.model_folder import Fault
+from schemas.registry import ModelRecord
+
+Outcome = Literal["announced", "unchanged", "invalid", "rejected", "failing", "unreachable"]
+"""`failing` was announced before and goes on, though a server has trouble with it now."""
+
+
+@dataclass(frozen=True, slots=True)
+class VersionReport:
+    """What became of one version; `seconds` of its model's pass."""
+
+    model_name: str
+    version: str
+    state: Outcome
+    reason: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationReport:
+    """What a pass did: versions, the repository's faults, and every record on the models topic."""
+
+    versions: tuple[VersionReport, ...]
+    faults: tuple[Fault, ...]
+    records: Mapping[str, ModelRecord]
+    unreachable: tuple[str, ...]
+    repository_writable: bool
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything in the repository is served everywhere and announced."""
+        good = all(version.state in ("announced", "unchanged") for version in self.versions)
+        return good and not self.faults and not self.unreachable
+
+
+def version_reports(
+    model_name: str,
+    good: Mapping[str, str],
+    announced: ModelRecord | None,
+    failures: Mapping[str, tuple[Outcome, str]],
+    seconds: float,
+) -> tuple[VersionReport, ...]:
+    """One report for each version: the failures, and the rest of `good` (version -> fingerprint)."""
+    reports = [
+        VersionReport(model_name, number, outcome, reason, seconds) for number, (outcome, reason) in failures.items()
+    ]
+    for number, digest in good.items():
+        if number not in failures:
+            known = announced.versions.get(number) if announced else None
+            outcome: Outcome = "unchanged" if known and known.fingerprint == digest else "announced"
+            reports.append(VersionReport(model_name, number, outcome, "", seconds))
+    return tuple(sorted(reports, key=lambda report: int(report.version)))

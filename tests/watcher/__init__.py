@@ -1,0 +1,1 @@
+"""The watcher: repository, serving folder, registration."""
