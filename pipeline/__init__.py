@@ -19,3 +19,19 @@ One request's way, and where it is written down:
 The listing is the import order: schemas <- core <- ports <- engine | adapters <- worker, sink, watcher, client,
 stack, bench <- cli.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipeline.client.client import Client
+
+__all__ = ["Client"]
+
+
+def __getattr__(name: str) -> object:
+    """`from pipeline import Client`, loaded when asked for: `pipeline --help` needs no Kafka library."""
+    if name == "Client":
+        from pipeline.client.client import Client
+
+        return Client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

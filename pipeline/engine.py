@@ -246,7 +246,8 @@ class InferenceEngine:
         self._land(flight)
         now = self._clock.monotonic()
         stored = stored_answer(outcome.outputs, stored_at=now, instance=outcome.instance)
-        if flight.key is not None and flight.store:
+        # A version whose content was replaced meanwhile may have answered with the new one under the old key.
+        if flight.key is not None and flight.store and self.catalog.is_served(flight.version):
             ttl_s = flight.version.signature.cache_ttl_seconds
             self._cache.put(flight.key, stored, now + (self._ttl_s if ttl_s is None else ttl_s))
         for member in flight.waiting():

@@ -89,6 +89,12 @@ class ModelCatalog:
         """All versions that may be asked."""
         return [version for model in self._models.values() for version in model.versions.values()]
 
+    def is_served(self, version: ServedVersion) -> bool:
+        """Whether exactly this content is still what the fleet serves under its number."""
+        model = self._models.get(version.model_name)
+        served = model.versions.get(version.version) if model is not None else None
+        return served is not None and served.fingerprint == version.fingerprint
+
     def resolve(self, model_name: str, version: str | None, now: float) -> ServedVersion:
         """The version that answers a request.
 
