@@ -9,5 +9,6 @@ are made from them, never written by hand. Nothing here does I/O or knows a brok
     result.py    its answer
     event.py     the lines of the events topic: the columns of ClickHouse's tables
     registry.py  what the models topic says of a model and its versions
-    documents.py JSON Schema and AsyncAPI, written into docs/
+    headers.py   the Kafka headers of each kind of record
+    json_schemas.py, examples.py, asyncapi.py, documents.py   the generated documents, written into docs/
 """

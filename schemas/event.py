@@ -5,7 +5,6 @@ Times are UTC with microseconds and a Z; durations are microseconds.
 """
 
 import base64
-from datetime import datetime
 from typing import Any, Literal
 from uuid import NAMESPACE_URL, UUID, uuid5
 
@@ -65,7 +64,7 @@ class RequestEnd(Event):
     parameters: dict[str, Any] = Field(default_factory=dict)
     result: str | None = Field(default=None, description="The exact record, where it is all JSON.")
     result_base64: str | None = Field(default=None, description="The exact record, where it has binary tensors.")
-    requests_expires_at: datetime
+    requests_expires_at: AwareDatetime
 
     @property
     def result_record(self) -> bytes:

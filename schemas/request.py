@@ -163,7 +163,7 @@ class InferenceRequest(_Wire):
     cache_control: Annotated[str, Field(max_length=256)] | None = Field(
         default=None, description="RFC 9111: no-cache, no-store, max-age, only-if-cached."
     )
-    tenant: Annotated[str, Field(max_length=128)] | None = None
+    tenant: Annotated[str, Field(min_length=1, max_length=128)] | None = None
     timeout_ms: Annotated[int, Field(ge=0, le=7 * 86_400_000)] | None = Field(
         default=None, description="Milliseconds from requested_at; past it the answer is EXPIRED."
     )

@@ -83,6 +83,15 @@ class InferenceResult(_Wire):
         raise KeyError(name)
 
 
+class ResultChunk(_Wire):
+    """A part of a streamed answer, at least once. A higher attempt starts over."""
+
+    id: str = Field(description="The request's id.")
+    index: int = Field(ge=0, description="Counts the chunks of one attempt.")
+    attempt: int = Field(ge=0)
+    outputs: list[OutputTensor]
+
+
 def decode_result(body: bytes, headers: Iterable[tuple[str, bytes]] = ()) -> InferenceResult:
     """A result record's bytes; binary outputs' bytes are put into their `data`.
 

@@ -46,6 +46,10 @@ def sort_parameters(parameters: Parameters) -> SortedParameters:
         if name.startswith("binary_"):
             continue
         if name in _SERVER:
+            if type(value) is not int or value < 0:
+                raise WireError(
+                    ErrorCode.INVALID_REQUEST, f"parameters.{name}: needs an integer of 0 or more, got {value!r:.40}"
+                )
             server[name] = value
         elif name.startswith("sequence_"):
             server[name] = value

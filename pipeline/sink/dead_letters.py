@@ -1,0 +1,70 @@
+"""Lines of the events topic that are no events: to the dead letters, as they were, with the reason."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
+
+from pipeline.core.event_batch import RejectedLine
+
+_REASON = b"INVALID_EVENT"
+# Kafka's own share of a record beside its value: headers and framing; the error's text is cut to this at most.
+_HEADERS_BYTES_MAX = 4096
+
+
+class DeadLetters:
+    """Writes rejected lines to the dead-letter topic; connects at the first of them.
+
+    Args:
+        options: how clients connect.
+        topic: the dead-letter topic.
+        value_bytes_max: the longest line.
+    """
+
+    def __init__(self, options: dict[str, Any], topic: str, value_bytes_max: int) -> None:
+        self._options = options
+        self._topic = topic
+        self._value_bytes_max = value_bytes_max
+        self._producer: AIOKafkaProducer | None = None
+
+    async def send(self, source_topic: str, source_partition: int, lines: Sequence[RejectedLine]) -> None:
+        """Returns when all lines are on the topic's in-sync replicas.
+
+        A repeated call writes them again: dead letters are at least once.
+
+        Raises:
+            KafkaError: not reached, or refused.
+        """
+        producer = await self._connected()
+        for rejected in lines:
+            headers = [
+                ("reason", _REASON),
+                ("error", rejected.error.encode("utf-8", "replace")[: _HEADERS_BYTES_MAX // 2]),
+                ("source-topic", source_topic.encode()),
+                ("source-partition", str(source_partition).encode()),
+                ("source-offset", str(rejected.offset).encode()),
+            ]
+            await producer.send_and_wait(self._topic, value=rejected.line, headers=headers)
+
+    async def close(self) -> None:
+        """Closes the connection; a later `send` connects again."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.stop()
+
+    async def _connected(self) -> AIOKafkaProducer:
+        if self._producer is None:
+            producer = AIOKafkaProducer(
+                **self._options,
+                acks="all",
+                enable_idempotence=True,
+                compression_type=None,
+                max_request_size=self._value_bytes_max + _HEADERS_BYTES_MAX,
+            )
+            try:
+                await producer.start()
+            except BaseException:
+                await producer.stop()
+                raise
+            self._producer = producer
+        return self._producer

@@ -1,0 +1,78 @@
+"""The Kafka headers of each kind of record, as models: they describe, nothing parses with them.
+
+Source: CloudEvents 1.0, Kafka protocol binding, binary mode; W3C Trace Context.
+"""
+
+from pydantic import BaseModel, Field
+
+from schemas.request import ID_PATTERN
+
+_DECIMAL = "^[0-9]+$"
+_TRACEPARENT = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+_LENGTH = "Inference-Header-Content-Length"
+
+
+class RequestHeaders(BaseModel):
+    """CloudEvents in binary mode. A request without any header is as good as one with them."""
+
+    ce_specversion: str = Field(default="1.0", pattern="^1\\.0$")
+    ce_id: str | None = Field(
+        default=None, pattern=ID_PATTERN, description="Counts only where the body is no JSON object."
+    )
+    ce_source: str | None = None
+    ce_type: str | None = Field(default=None, pattern="^inference\\.request\\.v1$")
+    ce_time: str | None = Field(default=None, json_schema_extra={"format": "date-time"})
+    ce_subject: str | None = Field(default=None, description="The model.")
+    content_type: str | None = Field(default=None, alias="content-type")
+    traceparent: str | None = Field(default=None, pattern=_TRACEPARENT, description="W3C Trace Context.")
+
+
+class BinaryRequestHeaders(RequestHeaders):
+    """Of a request whose value is JSON followed by raw tensor bytes; the first of them alone marks the form."""
+
+    json_length: str = Field(
+        alias=_LENGTH, pattern=_DECIMAL, description="The JSON's length in bytes; in any case of letters."
+    )
+
+
+class ResultHeaders(BaseModel):
+    """CloudEvents in binary mode, and which record this answers."""
+
+    ce_specversion: str = Field(pattern="^1\\.0$")
+    ce_id: str = Field(pattern=ID_PATTERN, description="The request's id.")
+    ce_source: str = Field(pattern="^/inference/")
+    ce_type: str = Field(pattern="^inference\\.result\\.v1$")
+    ce_time: str = Field(json_schema_extra={"format": "date-time"})
+    ce_subject: str = Field(description="The model.")
+    content_type: str = Field(alias="content-type")
+    request_offset: str = Field(alias="request-offset", pattern=_DECIMAL, description="The request's offset.")
+    request_timestamp: str = Field(
+        alias="request-timestamp", pattern=_DECIMAL, description="The request's append time, epoch milliseconds."
+    )
+    request_digest: str = Field(
+        alias="request-digest", pattern="^([0-9a-f]{32})?$", description="What a repeated id is compared by."
+    )
+    worker_group: str = Field(alias="worker-group", description="The consumer group that answered.")
+    traceparent: str | None = Field(default=None, pattern=_TRACEPARENT, description="W3C Trace Context.")
+
+
+class BinaryResultHeaders(ResultHeaders):
+    """Of a result with raw tensor bytes behind its JSON."""
+
+    json_length: str = Field(alias=_LENGTH, pattern=_DECIMAL, description="The JSON's length in bytes.")
+
+
+class EventHeaders(BaseModel):
+    """Of a record with event lines."""
+
+    generation: str = Field(pattern=_DECIMAL, description="The consumer group's generation of the worker that wrote.")
+
+
+class DeadLetterHeaders(BaseModel):
+    """Besides the original record's own headers: why it is here and where it was."""
+
+    reason: str = Field(description="A stable word.", examples=["NOT_JSON", "TOMBSTONE", "BAD_BINARY_LENGTH"])
+    error: str = Field(description="A sentence for people.")
+    source_topic: str = Field(alias="source-topic")
+    source_partition: str = Field(alias="source-partition", pattern=_DECIMAL)
+    source_offset: str = Field(alias="source-offset", pattern=_DECIMAL)
