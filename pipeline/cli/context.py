@@ -1,0 +1,87 @@
+"""The settings a command works with: what is configured, and for the rest the local stack that runs."""
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import Settings, TlsSettings, load_settings
+from pipeline.errors import SettingsError
+
+if TYPE_CHECKING:
+    import grpc
+
+    from pipeline.stack import Endpoints
+
+
+def effective_settings() -> Settings:
+    """The settings, with unset addresses filled from the stack that runs in the data folder.
+
+    Raises:
+        SettingsError: a wrong setting.
+    """
+    from pipeline.stack.state import read_running
+
+    settings = load_settings()
+    running = read_running(settings.data_dir)
+    return settings if running is None else with_endpoints(settings, running.endpoints)
+
+
+def with_endpoints(settings: Settings, endpoints: "Endpoints") -> Settings:
+    """The settings with unset addresses filled; what somebody configured stays."""
+
+    def filled(section: str, name: str, address: Any) -> Any:
+        current = getattr(settings, section)
+        if getattr(current, name) is not None or not address:
+            return current
+        return current.model_copy(update={name: address})
+
+    return settings.model_copy(
+        update={
+            "kafka": filled("kafka", "bootstrap_servers", endpoints.kafka),
+            "redis": filled("redis", "url", endpoints.redis),
+            "clickhouse": filled("clickhouse", "url", endpoints.clickhouse),
+            "triton": filled("triton", "urls", tuple(one.grpc for one in endpoints.triton)),
+        }
+    )
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """The `PIPELINE_` variables that give a child process these addresses and folders."""
+    variables = {
+        "PIPELINE_DATA_DIR": str(settings.data_dir.absolute()),
+        "PIPELINE_MODEL_REPOSITORY": str(settings.model_repository.absolute()),
+        "PIPELINE_KAFKA__BOOTSTRAP_SERVERS": settings.kafka.bootstrap_servers,
+        "PIPELINE_REDIS__URL": settings.redis.url,
+        "PIPELINE_CLICKHOUSE__URL": settings.clickhouse.url,
+        "PIPELINE_TRITON__URLS": ",".join(settings.triton.urls or ()),
+    }
+    return {name: text for name, text in variables.items() if text}
+
+
+def triton_credentials(tls: TlsSettings) -> "grpc.ChannelCredentials | None":
+    """What a gRPC channel to a Triton with TLS needs; None without TLS.
+
+    Raises:
+        SettingsError: a file cannot be read.
+    """
+    import grpc
+
+    if not tls.enabled:
+        return None
+    try:
+        files = (tls.ca_file, tls.key_file, tls.cert_file)
+        return grpc.ssl_channel_credentials(*(path.read_bytes() if path else None for path in files))
+    except OSError as error:
+        raise SettingsError(f"settings triton.tls: {error}") from None
+
+
+def quiet_libraries() -> None:
+    """Keeps the Kafka client's own lines out of a command's output: what matters comes back as an error."""
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
+
+
+def log_to_stderr() -> None:
+    """Logging of a process that runs until it is stopped: one line per event, with its time."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    # A lost connection is told by our own lines; the client repeats it several times a second.
+    logging.getLogger("aiokafka").setLevel(logging.ERROR)

@@ -1,0 +1,141 @@
+"""Everything of one machine: the servers nobody configured, topics, tables, models, then workers and the sink."""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.adapters.kafka import client_options
+from pipeline.adapters.topics import create_topics
+from pipeline.cli.context import child_environment, triton_credentials, with_endpoints
+from pipeline.config import Settings
+from pipeline.sink.migrations.runner import migrate
+from pipeline.stack import Stack, StackPlan
+from pipeline.stack.ports import PortBook
+from pipeline.stack.probes import answers_http_ok
+from pipeline.watcher.registration import register_models
+from pipeline.watcher.report import RegistrationReport
+from pipeline.watcher.repository import scan
+
+if TYPE_CHECKING:
+    from pipeline.stack import PartState
+
+Tell = Callable[[str], None]
+
+# Where the metrics of local processes are looked for first; the next free ports otherwise.
+_WORKER_PORT = 9101
+_SINK_PORT = 9191
+# A worker joins its group, reads the models topic and takes its partitions: 3 s on a busy machine.
+_READY_TIMEOUT_S = 60.0
+# Its misses in flight get 5 s, then results and events are confirmed.
+_STOP_TIMEOUT_S = 15.0
+
+
+def plan_stack(settings: Settings) -> StackPlan:
+    """Which servers are local: those that no setting gives an address for."""
+    backends = Path(__file__).resolve().parents[2] / "infra" / "triton" / "backends"
+    return StackPlan(
+        data_dir=settings.data_dir,
+        kafka=settings.kafka.bootstrap_servers is None,
+        valkey=settings.redis.url is None,
+        clickhouse=settings.clickhouse.url is None,
+        triton_count=settings.triton.local_instances if settings.triton.urls is None else 0,
+        record_bytes_max=settings.limits.record_bytes,
+        serving_dir=serving_dir(settings),
+        backends_dir=backends if backends.is_dir() else None,
+    )
+
+
+def serving_dir(settings: Settings) -> Path:
+    """The folder that local Tritons serve."""
+    return settings.data_dir / "serving"
+
+
+async def register(settings: Settings) -> RegistrationReport:
+    """One registration pass with these settings; raises what `register_models` raises."""
+    return await register_models(
+        repository=settings.model_repository,
+        serving_dir=serving_dir(settings),
+        triton_urls=settings.triton.urls or (),
+        kafka_options=client_options(settings.kafka),
+        topic=settings.topic("models"),
+        credentials=triton_credentials(settings.triton.tls),
+    )
+
+
+async def start_all(stack: Stack, settings: Settings, workers: int, tell: Tell) -> Settings:
+    """Starts servers, prepares topics, tables and models, then starts the workers and the sink.
+
+    Args:
+        stack: entered already, with `plan_stack(settings)`.
+        settings: as configured.
+        workers: how many.
+        tell: is given one line for each step that is done.
+
+    Returns:
+        The settings with the addresses of the local servers.
+
+    Raises:
+        StackError: a server or a process cannot start.
+        PipelineError: topics, tables or models cannot be prepared.
+    """
+    # A repository that is not there is told before the servers start, not after.
+    await asyncio.to_thread(scan, settings.model_repository)
+    serving_dir(settings).mkdir(parents=True, exist_ok=True)
+    full = with_endpoints(settings, await stack.start_servers())
+    await asyncio.gather(_prepare_kafka(full, tell), _prepare_clickhouse(full, tell))
+    await _start_processes(stack, full, workers)
+    return full
+
+
+async def _prepare_kafka(settings: Settings, tell: Tell) -> None:
+    topics = await create_topics(settings)
+    tell(f"topics: {len(topics.created)} made, {len(topics.existing)} there already")
+    for difference in topics.differences:
+        tell(f"topic {difference.topic}: {difference.setting} is {difference.found}, expected {difference.expected}")
+    from pipeline.cli.models import report_lines
+
+    for line, _ in report_lines(await register(settings)):
+        tell(f"models: {line}")
+
+
+async def _prepare_clickhouse(settings: Settings, tell: Tell) -> None:
+    applied = await migrate(settings.clickhouse)
+    tell(f"tables: {len(applied)} migrations applied" if applied else "tables: up to date")
+
+
+async def _start_processes(stack: Stack, settings: Settings, workers: int) -> None:
+    ports = PortBook(stack.plan.data_dir / "ports.json")
+    parts = [(f"worker-{index}", "worker", _WORKER_PORT + index) for index in range(workers)]
+    parts.append(("sink", "sink", _SINK_PORT))
+    given = [(name, command, ports.take(f"{name}-metrics", preferred)) for name, command, preferred in parts]
+    ports.save()
+    await asyncio.gather(*(_start_process(stack, settings, *part) for part in given))
+
+
+async def _start_process(stack: Stack, settings: Settings, name: str, command: str, port: int) -> None:
+    async def is_ready() -> bool:
+        return await answers_http_ok(port, "/health/ready")
+
+    stack.set_endpoint(name, f"http://127.0.0.1:{port}")
+    await stack.add_process(
+        name,
+        (sys.executable, "-m", "pipeline", command),
+        child_environment(settings) | {f"PIPELINE_{command.upper()}__METRICS_PORT": str(port)},
+        is_ready,
+        ready_timeout_s=_READY_TIMEOUT_S,
+        stop_timeout_s=_STOP_TIMEOUT_S,
+    )
+
+
+def describe(state: "PartState") -> str:
+    """One change of state in words."""
+    words = f"{state.name} {state.phase.value}"
+    if state.elapsed_s:
+        words += f" after {state.elapsed_s:.1f} s"
+    if state.pause_s:
+        words += f" in {state.pause_s:.1f} s"
+    if state.pid is not None and state.phase.value == "ready":
+        words += f" (pid {state.pid})"
+    return f"{words}: {state.why}" if state.why else words

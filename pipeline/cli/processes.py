@@ -1,0 +1,56 @@
+"""`worker` and `sink`: one process each, in the foreground, until SIGTERM or Ctrl-C."""
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pipeline.config import Settings
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds this module's commands."""
+    app.command(epilog="Example: PIPELINE_WORKER__MAX_IN_FLIGHT=512 pipeline worker")(worker)
+    app.command(epilog="Example: PIPELINE_SINK__BATCH_WAIT_S=0.2 pipeline sink")(sink)
+
+
+def worker() -> None:
+    """Answer requests: the cache, then Triton. Start as many as there is work, up to one per partition."""
+    from pipeline.cli.context import effective_settings, log_to_stderr
+    from pipeline.worker.main import run_worker
+
+    log_to_stderr()
+    raise typer.Exit(run_worker(effective_settings()))
+
+
+def sink() -> None:
+    """Move the events to ClickHouse, each once. Start as many as there is work, up to one per partition."""
+    from pipeline.cli.context import effective_settings, log_to_stderr
+
+    log_to_stderr()
+    asyncio.run(_run_sink(effective_settings()))
+
+
+async def _run_sink(settings: "Settings") -> None:
+    from prometheus_client import CollectorRegistry
+
+    from pipeline.adapters.status_http import StatusServer
+    from pipeline.sink.run import Readiness, run_sink
+
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    registry = CollectorRegistry()
+    readiness: list[Readiness] = []
+
+    def state() -> dict[str, Any]:
+        return {"pid": os.getpid()}
+
+    def not_ready() -> dict[str, str]:
+        return dict(readiness[-1]()) if readiness else {"sink": "starting"}
+
+    async with StatusServer(settings.sink.metrics_port, registry, not_ready, state):
+        await run_sink(settings, stop, registry=registry, on_ready=readiness.append)

@@ -1,0 +1,156 @@
+"""Files of requests: JSON lines, rows of an array, lines of text. Each becomes a record, or the reason why not."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pipeline.client.records import RequestRecord, build_record, record_from_json
+from pipeline.errors import PipelineError
+from schemas.errors import WireError
+from schemas.tensor import Tensor
+
+
+class InputFileError(PipelineError):
+    """A file of requests that cannot be read at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that is no request: its number, from 1, and why."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What requests made of rows or of text ask for.
+
+    Attributes:
+        model_name: the model.
+        model_version: None for the one served by default.
+        input_name: the model's input that a row or a line is for.
+        enable_cache: False: neither read, nor stored, nor coalesced. For JSON lines None leaves each line's own switch.
+        timeout_ms: past it a request is not executed any more.
+    """
+
+    model_name: str
+    input_name: str
+    model_version: str | None = None
+    enable_cache: bool = True
+    timeout_ms: int | None = None
+
+
+Records = Iterator[RequestRecord | BadLine]
+# What a thread reads ahead of the sender.
+_READ_AHEAD = 64
+
+Ids = Callable[[], str]
+Now = Callable[[], float]
+
+
+def open_input(file: str) -> BinaryIO:
+    """A file's bytes, or standard input for `-`.
+
+    Raises:
+        InputFileError: it cannot be opened.
+    """
+    try:
+        # Standard input gets a reader of its own: the interpreter waits for its own at the end.
+        return open(0, "rb", closefd=False) if file == "-" else Path(file).open("rb")
+    except OSError as error:
+        raise InputFileError(f"{file}: {error.strerror}") from error
+
+
+async def as_they_come(records: Records) -> AsyncIterator[RequestRecord | BadLine]:
+    """Records whose source may block, such as a person typing: read in a thread, a few ahead.
+
+    The thread is a daemon: whoever stops reading does not wait for the next line.
+    """
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[RequestRecord | BadLine | Exception | None] = asyncio.Queue()
+    room = threading.BoundedSemaphore(_READ_AHEAD)
+
+    def put(item: RequestRecord | BadLine | Exception | None) -> None:
+        room.acquire()
+        # Once the loop is closed nobody reads any more; this thread then waits for room until the process ends.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(queue.put_nowait, item)
+
+    def read() -> None:
+        try:
+            for record in records:
+                put(record)
+        except Exception as error:  # noqa: BLE001 - raised again where it is waited for
+            put(error)
+        else:
+            put(None)
+
+    threading.Thread(target=read, name="read requests", daemon=True).start()
+    while (item := await queue.get()) is not None:
+        room.release()
+        if isinstance(item, Exception):
+            raise item
+        yield item
+
+
+def from_json_lines(lines: BinaryIO, fresh_id: Ids, now: Now, *, enable_cache: bool | None) -> Records:
+    """One request record per line; empty lines are skipped."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        build = partial(record_from_json, line.strip(), fresh_id(), now=now(), enable_cache=enable_cache)
+        yield _or_bad_line(number, build)
+
+
+def from_text_lines(lines: BinaryIO, target: Target, fresh_id: Ids, now: Now) -> Records:
+    """One text per line, as a BYTES input of shape [1, 1]; empty lines are skipped."""
+    for number, line in enumerate(lines, start=1):
+        text = line.rstrip(b"\r\n")
+        if not text:
+            continue
+        tensor = Tensor(target.input_name, "BYTES", (1, 1), len(text).to_bytes(4, "little") + text)
+        yield _or_bad_line(number, partial(_build, target, tensor, fresh_id, now))
+
+
+def from_rows(file: BinaryIO, name: str, target: Target, fresh_id: Ids, now: Now) -> Records:
+    """One request per row of a `.npy` array's first axis, which becomes a batch of one.
+
+    Raises:
+        InputFileError: the file is no array of numbers.
+    """
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputFileError(f"{name}: not a .npy file that can be read: {error}") from error
+    if not isinstance(array, np.ndarray) or array.ndim == 0:
+        raise InputFileError(f"{name}: an array with at least one axis is needed: its rows become requests")
+    for number in range(len(array)):
+        row = array[number : number + 1]
+        yield _or_bad_line(number + 1, partial(_build, target, row, fresh_id, now))
+
+
+def _build(target: Target, given: "Tensor | np.ndarray[Any, Any]", fresh_id: Ids, now: Now) -> RequestRecord:
+    return build_record(
+        fresh_id(),
+        target.model_name,
+        [given] if isinstance(given, Tensor) else {target.input_name: given},
+        now=now(),
+        model_version=target.model_version,
+        enable_cache=target.enable_cache,
+        timeout_ms=target.timeout_ms,
+    )
+
+
+def _or_bad_line(number: int, build: Callable[[], RequestRecord]) -> RequestRecord | BadLine:
+    try:
+        return build()
+    except WireError as error:
+        return BadLine(number, f"{error.code}: {error.message}")

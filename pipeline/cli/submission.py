@@ -1,0 +1,188 @@
+"""Sending many requests, bounded in flight, and collecting their answers in the order they were sent."""
+
+import asyncio
+import base64
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipeline.cli.request_files import BadLine
+from pipeline.client.client import Client
+from pipeline.client.errors import KafkaUnavailable
+from pipeline.client.pending import ResultRecord
+from pipeline.client.records import RequestRecord
+from pipeline.client.submitted import Submitted
+from pipeline.errors import PipelineError
+from schemas.result import InferenceResult, decode_result
+from schemas.tensor import json_from_raw
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the requests so far."""
+
+    sent: int = 0
+    bad_lines: int = 0
+    lost: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    cache: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+    started_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self.started_at
+
+    @property
+    def done(self) -> int:
+        """Answered, or given up."""
+        return self.statuses.total() + self.lost
+
+    @property
+    def failed(self) -> int:
+        """Everything that is not a good answer."""
+        return self.bad_lines + self.lost + self.statuses.total() - self.statuses["succeeded"]
+
+    def count(self, answer: InferenceResult) -> None:
+        """Adds one answer."""
+        self.statuses[answer.status] += 1
+        if answer.parameters.cache_status is not None:
+            self.cache[answer.parameters.cache_status] += 1
+        if answer.error is not None:
+            self.codes[answer.error.code] += 1
+
+    def as_dict(self, *, waited: bool) -> dict[str, Any]:
+        """The summary as a program reads it; what is not known without waiting is null."""
+        seconds = self.seconds
+        return {
+            "sent": self.sent,
+            "succeeded": self.statuses["succeeded"] if waited else None,
+            "failed": self.statuses["failed"] + self.statuses["expired"] if waited else None,
+            "lost": self.lost,
+            "bad_lines": self.bad_lines,
+            "errors": dict(self.codes),
+            "cache": dict(self.cache),
+            "seconds": round(seconds, 3),
+            "per_second": round((self.done if waited else self.sent) / seconds, 1) if seconds else None,
+        }
+
+
+class Report(Protocol):
+    """Where the news of a submission goes."""
+
+    def problem(self, line: str) -> None:
+        """Something went wrong with one request; the others go on."""
+
+    def answer(self, line: bytes) -> None:
+        """An answer, or a receipt, as one line of JSON."""
+
+    def progress(self, tally: Tally) -> None:
+        """Something changed."""
+
+
+class Submission:
+    """Sends records as there is room and settles them in their order.
+
+    Args:
+        client: connected.
+        report: where news goes.
+        wait: for the answers; otherwise each receipt is reported.
+        in_flight_max: requests without an answer at any time.
+        timeout_s: for each answer.
+    """
+
+    def __init__(self, client: Client, report: Report, *, wait: bool, in_flight_max: int, timeout_s: float) -> None:
+        self._client = client
+        self._report = report
+        self._wait = wait
+        self._timeout_s = timeout_s
+        self._room = asyncio.Semaphore(in_flight_max)
+        self._tasks: asyncio.Queue[asyncio.Task[ResultRecord | Submitted] | None] = asyncio.Queue()
+        self._tally = Tally()
+
+    async def run(self, records: AsyncIterable[RequestRecord | BadLine]) -> Tally:
+        """Sends everything and returns what became of it. A file of any length takes little memory.
+
+        Raises:
+            KafkaUnavailable: the connection was lost.
+        """
+        sending = asyncio.create_task(self._send(records))
+        settling = asyncio.create_task(self._settle())
+        try:
+            # Settling ends last, unless the connection is lost: then nothing more is sent.
+            await asyncio.wait([sending, settling], return_when=asyncio.FIRST_EXCEPTION)
+            for part in (settling, sending):
+                if part.done():
+                    part.result()
+        finally:
+            open_tasks: list[asyncio.Task[Any]] = [sending, settling, *self._left()]
+            for task in open_tasks:
+                task.cancel()
+            await asyncio.gather(*open_tasks, return_exceptions=True)
+        return self._tally
+
+    async def _send(self, records: AsyncIterable[RequestRecord | BadLine]) -> None:
+        async for record in records:
+            if isinstance(record, BadLine):
+                self._tally.bad_lines += 1
+                self._report.problem(f"line {record.number}: {record.reason}")
+                continue
+            await self._room.acquire()
+            self._tasks.put_nowait(asyncio.create_task(self._ask(record)))
+            self._tally.sent += 1
+            self._report.progress(self._tally)
+        self._tasks.put_nowait(None)
+
+    async def _ask(self, record: RequestRecord) -> ResultRecord | Submitted:
+        submitted = await self._client.submit_record(record, self._timeout_s)
+        return await submitted.record() if self._wait else submitted
+
+    async def _settle(self) -> None:
+        while (task := await self._tasks.get()) is not None:
+            try:
+                self._tell(await task)
+            except KafkaUnavailable:
+                raise
+            except PipelineError as error:
+                self._tally.lost += 1
+                self._report.problem(str(error))
+            self._room.release()
+            self._report.progress(self._tally)
+
+    def _tell(self, outcome: ResultRecord | Submitted) -> None:
+        if isinstance(outcome, Submitted):
+            receipt = {"id": outcome.id, "partition": outcome.partition, "offset": outcome.offset}
+            self._report.answer(json.dumps(receipt).encode())
+            return
+        answer = decode_result(outcome.value, outcome.headers)
+        self._tally.count(answer)
+        if answer.error is not None:
+            self._report.problem(f"request {answer.id}: {answer.error.code}: {answer.error.message}")
+        self._report.answer(result_line(outcome, answer))
+
+    def _left(self) -> Iterator["asyncio.Task[ResultRecord | Submitted]"]:
+        while not self._tasks.empty():
+            if (task := self._tasks.get_nowait()) is not None:
+                yield task
+
+
+def result_line(record: ResultRecord, answer: InferenceResult) -> bytes:
+    """A result as one line of JSON: its own bytes where they are JSON; binary outputs as numbers, or in base64."""
+    if not any(type(output.data) is bytes for output in answer.outputs or ()):
+        return record.value
+    document = answer.model_dump(mode="json", exclude_none=True, exclude={"outputs"})
+    document["outputs"] = []
+    for output in answer.outputs or ():
+        tensor = output.to_tensor()
+        member: dict[str, Any] = {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
+        data = json_from_raw(tensor)
+        if data is None:
+            member["base64"] = base64.b64encode(tensor.raw).decode()
+        else:
+            member["data"] = json.loads(data)
+        document["outputs"].append(member)
+    return json.dumps(document).encode()
