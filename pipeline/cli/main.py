@@ -32,7 +32,6 @@ def expected_errors() -> tuple[type[Exception], ...]:
     named = (
         ("pipeline.errors", "PipelineError"),
         ("schemas.errors", "WireError"),
-        ("pipeline.stack.plan", "StackError"),
         ("aiokafka.errors", "KafkaError"),
     )
     return tuple(getattr(sys.modules[module], name) for module, name in named if module in sys.modules)

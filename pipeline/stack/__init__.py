@@ -7,7 +7,8 @@ the data folder) -> `process` (one child) -> `kafka`, `valkey`, `clickhouse`,
 interface in front of the embedded engine. `doctor` says what a machine lacks.
 """
 
-from pipeline.stack.plan import Endpoints, PartPhase, PartState, StackError, StackPlan, TritonEndpoint
+from pipeline.errors import StackError
+from pipeline.stack.plan import Endpoints, PartPhase, PartState, StackPlan, TritonEndpoint
 from pipeline.stack.state import StackState, read_running
 from pipeline.stack.supervisor import Stack
 

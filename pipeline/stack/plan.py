@@ -4,11 +4,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from pipeline.errors import StackError
+
 MIB = 1024 * 1024
-
-
-class StackError(Exception):
-    """The stack, or one part of it, cannot run. Its text is one line for the user."""
 
 
 class PartFailedError(StackError):

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.stack.plan import StackError
+from pipeline.errors import StackError
 from pipeline.stack.state import write_atomically
 
 LOOPBACK = "127.0.0.1"

@@ -10,10 +10,11 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from pipeline.errors import StackError
 from pipeline.stack.clickhouse import make_clickhouse
 from pipeline.stack.kafka import make_kafka
 from pipeline.stack.part import OnChange, Part
-from pipeline.stack.plan import Endpoints, StackError, StackPlan
+from pipeline.stack.plan import Endpoints, StackPlan
 from pipeline.stack.ports import PortBook
 from pipeline.stack.process import Probe, ProcessSpec, RestartPolicy
 from pipeline.stack.state import (

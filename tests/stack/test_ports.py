@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stack.plan import StackError
+from pipeline.errors import StackError
 from pipeline.stack.ports import PortBook, is_port_free
 
 
