@@ -1,8 +1,12 @@
 """What commands print: on a terminal with colours and to its width, into a pipe as plain text."""
 
+import os
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +25,15 @@ def out() -> Console:
 def err() -> Console:
     """Standard error: progress, and what a program reading standard output must not see."""
     return Console(stderr=True, highlight=False)
+
+
+def program() -> str:
+    """How the reader calls this program: by its name where the shell finds it, else by its path from here."""
+    found = shutil.which("pipeline")
+    own = Path(sys.executable).with_name("pipeline")
+    if found is not None and Path(found) == own:
+        return "pipeline"
+    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
 
 
 def show(content: Any = "", *, style: str | None = None) -> None:

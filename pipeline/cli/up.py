@@ -59,7 +59,7 @@ class StateLines:
 
 
 def _print_ready(settings: "Settings", logs_dir: object) -> None:
-    from pipeline.cli.console import show
+    from pipeline.cli.console import program, show
 
     addresses = {
         "Kafka": settings.kafka.bootstrap_servers,
@@ -74,11 +74,12 @@ def _print_ready(settings: "Settings", logs_dir: object) -> None:
         if address:
             show(f"  {name:<11}{address}")
     show("try, in another terminal")
+    name = program()
     for command in (
-        "pipeline status",
-        'echo "What a lovely day" | pipeline submit - --model sentences --input text --lines',
-        "pipeline results --from-beginning --limit 10",
-        'pipeline sql "SELECT model_name, cache_status, count() FROM requests GROUP BY ALL"',
+        f"{name} status",
+        f'echo "What a lovely day" | {name} submit - --model sentences --input text --lines',
+        f"{name} results --from-beginning --limit 10",
+        f'{name} sql "SELECT model_name, cache_status, count() FROM requests GROUP BY ALL"',  # noqa: S608 - shown, not run
     ):
         show(f"  {command}")
     show("Ctrl-C stops everything")

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.cli.console import plain_table, show
+from pipeline.cli.console import plain_table, program, show
 from pipeline.cli.demo.requests import SENTENCES
 from pipeline.cli.demo.sending import Answered
 from pipeline.cli.demo.verification import LogFigures
@@ -145,12 +145,15 @@ def _check(ok: bool, text: str) -> None:
 
 def _print_next() -> None:
     _heading("What to try next")
-    for command, what in (
-        ("pipeline up", "start it and leave it running; in another terminal:"),
-        ("pipeline status", "what runs, and where"),
-        ("pipeline submit - --model sentences --input text --lines", "type sentences, end with Ctrl-D"),
-        ("pipeline results --from-beginning", "see every answer pass by"),
-        ('pipeline sql "SELECT * FROM requests_per_minute"', "ask the log"),
-        ("pipeline --help", "everything else"),
-    ):
-        show(f"  {command:<58} {what}")
+    name = program()
+    rows = (
+        ("up", "start it and leave it running; in another terminal:"),
+        ("status", "what runs, and where"),
+        ("submit - --model sentences --input text --lines", "type sentences, end with Ctrl-D"),
+        ("results --from-beginning", "see every answer pass by"),
+        ('sql "SELECT * FROM requests_per_minute"', "ask the log"),
+        ("--help", "everything else"),
+    )
+    width = max(len(command) for command, _ in rows)
+    for command, what in rows:
+        show(f"  {name} {command:<{width}}  {what}")
