@@ -4,11 +4,12 @@ import json
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from schemas.errors import InferenceFailure
 from schemas.request import BINARY_HEADER, Parameters, binary_header_length
-from schemas.tensor import Datatype, Tensor, check_raw, raw_from_json
+from schemas.tensor import Datatype, Tensor, check_raw, raw_from_json, to_numpy
 
 Status = Literal["succeeded", "failed", "expired"]
 CacheStatus = Literal["hit", "miss", "coalesced", "refresh", "bypass"]
@@ -81,6 +82,14 @@ class InferenceResult(_Wire):
             if tensor.name == name:
                 return tensor.to_tensor()
         raise KeyError(name)
+
+    def as_numpy(self, name: str) -> np.ndarray[Any, Any]:
+        """The named output as an array of its shape; BYTES as objects, BF16 widened to FP32.
+
+        Raises:
+            KeyError: the answer has no such output.
+        """
+        return to_numpy(self.output(name))
 
 
 class ResultChunk(_Wire):
