@@ -4,7 +4,11 @@ An address that is not set means "of the local stack"; one that is set is somebo
 started for it. Only entry points load settings; everything else is given what it needs.
 """
 
+import os
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
+from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
@@ -19,6 +23,8 @@ from pydantic_settings import (
 from pipeline.errors import SettingsError
 
 MIB = 1 << 20
+TOML_FILE = "pipeline.toml"
+_PREFIX = "PIPELINE_"
 
 
 class _Section(BaseModel):
@@ -161,9 +167,9 @@ class Settings(BaseSettings):
     """All settings. `load_settings` reads them; `Settings(...)` alone is for tests."""
 
     model_config = SettingsConfigDict(
-        env_prefix="PIPELINE_",
+        env_prefix=_PREFIX,
         env_nested_delimiter="__",
-        toml_file="pipeline.toml",
+        toml_file=TOML_FILE,
         extra="forbid",
         frozen=True,
     )
@@ -205,12 +211,26 @@ def load_settings(**overrides: Any) -> Settings:
     Raises:
         SettingsError: one line that names the wrong setting, never its secret value.
     """
+    _refuse_misspelt(os.environ)
     try:
         return Settings(**overrides)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         path = [str(part) for part in first["loc"]]
-        name = "PIPELINE_" + "__".join(path).upper()
-        raise SettingsError(f"setting {name} ({'.'.join(path)} in pipeline.toml): {first['msg']}") from None
-    except ValueError as error:
-        raise SettingsError(f"the settings cannot be read: {error}") from None
+        name = _PREFIX + "__".join(path).upper()
+        raise SettingsError(f"setting {name} ({'.'.join(path)} in {TOML_FILE}): {first['msg']}") from None
+    except TOMLDecodeError as error:
+        raise SettingsError(f"{TOML_FILE} cannot be read: {error}") from None
+
+
+def _refuse_misspelt(environ: Mapping[str, str]) -> None:
+    """A misspelt variable must not be a silent default; others with our prefix may be somebody else's (Kubernetes)."""
+    known = list(Settings.model_fields)
+    for name in environ:
+        if not name.startswith(_PREFIX):
+            continue
+        section, nested, _ = name.removeprefix(_PREFIX).lower().partition("__")
+        near = get_close_matches(section, known, n=1, cutoff=0.8)
+        if section not in known and (nested or near):
+            meant = f", did you mean {_PREFIX}{near[0].upper()}" if near else ""
+            raise SettingsError(f"{name} is no setting{meant}; all of them are in pipeline/config.py")

@@ -18,7 +18,7 @@ LOCK_FILE = "stack.lock"
 GONE_TIMEOUT_S = 5.0
 # Every child carries the run's id in its environment, and so do its own children: what a
 # killed supervisor left is recognized by it, never by a program's name.
-RUN_VARIABLE = "PIPELINE_STACK_RUN"
+RUN_VARIABLE = "INFERENCE_STACK_RUN"
 
 
 @dataclass(frozen=True, slots=True)

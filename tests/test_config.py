@@ -1,0 +1,76 @@
+"""Settings: where they come from, and what a wrong one says."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import load_settings
+from pipeline.errors import SettingsError
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder without a `pipeline.toml`."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_environment_goes_before_the_file(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable wins over `pipeline.toml`, and the file over the default."""
+    (empty_folder / "pipeline.toml").write_text('[kafka]\npartitions = 8\ntopic_prefix = "a."\n')
+    monkeypatch.setenv("PIPELINE_KAFKA__TOPIC_PREFIX", "b.")
+    settings = load_settings()
+    assert (settings.kafka.partitions, settings.topic("requests")) == (8, "b.requests")
+
+
+def test_triton_addresses_are_a_comma_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spaces around the addresses do not matter."""
+    monkeypatch.setenv("PIPELINE_TRITON__URLS", "one:8001, two:8001,")
+    assert load_settings().triton.urls == ("one:8001", "two:8001")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        (
+            "PIPELINE_KAFKA__PARTITIONS",
+            "many",
+            "setting PIPELINE_KAFKA__PARTITIONS (kafka.partitions in pipeline.toml): ",
+        ),
+        ("PIPELINE_CACHE__MAX_BYTES", "-1", "setting PIPELINE_CACHE__MAX_BYTES (cache.max_bytes in pipeline.toml): "),
+        ("PIPELINE_KAFKA__PARTITION", "4", "setting PIPELINE_KAFKA__PARTITION (kafka.partition in pipeline.toml): "),
+        ("PIPELINE_DATADIR", "x", "PIPELINE_DATADIR is no setting, did you mean PIPELINE_DATA_DIR; "),
+        ("PIPELINE_KAFAK__PARTITIONS", "4", "PIPELINE_KAFAK__PARTITIONS is no setting, did you mean PIPELINE_KAFKA; "),
+    ],
+)
+def test_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, line: str) -> None:
+    """A wrong or misspelt setting stops the start with one line that names it."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes sets variables for a service that happens to be named like us."""
+    monkeypatch.setenv("PIPELINE_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("PIPELINE_PORT", "tcp://10.0.0.1:80")
+    assert load_settings().kafka.partitions == 4
+
+
+def test_secrets_are_never_in_the_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong setting beside a secret does not print the secret, nor do the settings themselves."""
+    monkeypatch.setenv("PIPELINE_KAFKA__SASL_PASSWORD", "hunter2")
+    assert "hunter2" not in repr(load_settings())
+    monkeypatch.setenv("PIPELINE_KAFKA__SASL_MECHANISM", "FOO")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_broken_file_is_named(empty_folder: Path) -> None:
+    """A `pipeline.toml` that is no TOML stops the start with one line."""
+    (empty_folder / "pipeline.toml").write_text("kafka = [")
+    with pytest.raises(SettingsError, match=r"^pipeline\.toml cannot be read: "):
+        load_settings()
