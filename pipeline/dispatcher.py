@@ -1,6 +1,7 @@
 """Runs flights on the fleet: batches what may leave together, routes it, tries elsewhere, isolates what fails."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from pipeline.errors import InferenceServerError, InvalidTensor, ModelFailed, Mo
 from pipeline.metrics import EngineMetrics
 from pipeline.ports import Clock, InferenceCall, InferenceServer
 from schemas.tensor import Tensor
+
+logger = logging.getLogger(__name__)
 
 # A batch that failed is run again one by one; this many at a time, so that one poisoned batch is not 64 calls at once.
 _SINGLES_AT_ONCE = 8
@@ -73,7 +76,9 @@ class Dispatcher:
         self._ready: dict[GroupKey, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsplittable: set[tuple[str, str, str]] = set()
+        self._stopped = False
         self.on_done: Callable[[Flight, Dispatched | None], None] = _nobody
+        self.on_bug: Callable[[BaseException], None] = report_bug
 
     def submit(self, flight: Flight) -> None:
         """Queues a flight. It leaves after everything that is ready now, so that all of one fetch ride along."""
@@ -96,12 +101,9 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(self._send_ready)
         self._ready[key] = None
 
-    async def run(self, flight: Flight) -> Dispatched:
-        """Runs one flight alone."""
-        return await self._call([flight])
-
     async def stop(self) -> None:
-        """Cancels what is out; nobody is told."""
+        """Cancels what is out and what is queued; nobody is told."""
+        self._stopped = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -119,27 +121,36 @@ class Dispatcher:
 
     def _send(self, key: GroupKey) -> None:
         group = self._groups[key]
-        while batch := group.take():
+        while not self._stopped and (batch := group.take()):
             flights = [waiting.flight for waiting in batch]
             task = asyncio.get_running_loop().create_task(self._fly(key, group, flights))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._ended)
         if not group.queue and not group.in_flight:
             del self._groups[key]
 
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            self.on_bug(bug)
+
     async def _fly(self, key: GroupKey, group: BatchGroup[Flight], flights: list[Flight]) -> None:
         try:
-            wanted = [flight for flight in flights if flight.waiting()]
-            for flight in flights:
-                if not flight.waiting():
-                    self.on_done(flight, None)
-            if wanted:
-                await self._deliver(wanted)
+            if wanted := self._wanted(flights):
+                await self._deliver(group, wanted)
         finally:
             group.in_flight -= 1
             self._send(key)
 
-    async def _deliver(self, flights: list[Flight]) -> None:
+    def _wanted(self, flights: Sequence[Flight]) -> list[Flight]:
+        """Those that somebody waits for; the others are done without a call."""
+        wanted = [flight for flight in flights if flight.waiting()]
+        for flight in flights:
+            if not flight.waiting():
+                self.on_done(flight, None)
+        return wanted
+
+    async def _deliver(self, group: BatchGroup[Flight], flights: list[Flight]) -> None:
         outcome = await self._call(flights)
         if outcome.error is None and len(flights) > 1:
             try:
@@ -147,6 +158,7 @@ class Dispatcher:
             except NotSplittableError:
                 version = flights[0].version
                 self._unsplittable.add((version.model_name, version.version, version.fingerprint))
+                group.rows_max = 1
                 await self._deliver_one_by_one(flights)
                 return
             for flight, outputs in zip(flights, parts, strict=True):
@@ -162,9 +174,12 @@ class Dispatcher:
     async def _deliver_one_by_one(self, flights: list[Flight]) -> None:
         """One bad row fails a whole batch: run alone, only the bad one fails."""
         for start in range(0, len(flights), _SINGLES_AT_ONCE):
-            some = flights[start : start + _SINGLES_AT_ONCE]
-            for flight, outcome in zip(some, await asyncio.gather(*map(self.run, some)), strict=True):
+            some = self._wanted(flights[start : start + _SINGLES_AT_ONCE])
+            for flight, outcome in zip(some, await asyncio.gather(*map(self._call_alone, some)), strict=True):
                 self.on_done(flight, outcome)
+
+    async def _call_alone(self, flight: Flight) -> Dispatched:
+        return await self._call([flight])
 
     async def _call(self, flights: Sequence[Flight]) -> Dispatched:
         """One call for all these flights; an instance that gives no answer is passed over for another."""
@@ -179,7 +194,7 @@ class Dispatcher:
         self._metrics.batch_rows.observe(sum(flight.rows for flight in flights))
         tried: list[str] = []
         outcome = Dispatched(error=ServerUnavailable("fleet", "no instance is configured"))
-        while len(tried) < len(self._servers):
+        while len(tried) < len(self._servers) and (not tried or self._patient(flights)):
             name = self._router.pick(self._clock.monotonic(), tried)
             tried.append(name)
             outcome = await self._attempt(name, call, self._time_left(flights))
@@ -196,13 +211,23 @@ class Dispatcher:
             outputs = await self._servers[name].infer(call, timeout_s)
         except InferenceServerError as raised:
             error = raised
+        except Exception as bug:  # whatever it is, those who wait are told
+            logger.exception("%s: a call of %s failed unexpectedly", name, call.model_name)
+            error = InferenceServerError(name, f"{type(bug).__name__}: {bug}")
         except BaseException:
             self._router.abandon(name, number)
             raise
         ended = self._clock.monotonic()
-        self._router.end(name, number, ended, answered=not isinstance(error, ServerUnavailable))
+        # Out of time because those who wait had little of it: slow for the router's estimate, but no failure.
+        hurried = timeout_s < self._attempt_timeout_s and ended - started >= timeout_s
+        self._router.end(name, number, ended, answered=hurried or not isinstance(error, ServerUnavailable))
         self._metrics.inference_seconds.observe(ended - started)
         return Dispatched(outputs, error, name, dispatched_at, ended - started)
+
+    def _patient(self, flights: Sequence[Flight]) -> bool:
+        """Whether anybody still waits for another try."""
+        now = self._clock.monotonic()
+        return any(member.give_up_at > now for flight in flights for member in flight.waiting())
 
     def _time_left(self, flights: Sequence[Flight]) -> float:
         """Until nobody waits any more, but no longer than one attempt may take. At least a millisecond."""
@@ -212,6 +237,11 @@ class Dispatcher:
             return self._attempt_timeout_s
         latest = max(member.deadline or 0.0 for member in members)
         return max(min(latest - now, self._attempt_timeout_s), 1e-3)
+
+
+def report_bug(bug: BaseException) -> None:
+    """Where nobody else wants to know of a bug: the event loop's own handler tells it."""
+    asyncio.get_running_loop().call_exception_handler({"message": "a bug in the engine", "exception": bug})
 
 
 def _nobody(flight: Flight, outcome: Dispatched | None) -> None:

@@ -7,7 +7,7 @@ Everything here runs on one event loop and takes no locks.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline.core.coalescing import Flight, Member, Waiter
 from pipeline.core.parameters import sort_parameters
 from pipeline.core.validation import check_inputs, requested_outputs
 from pipeline.dispatcher import Dispatched, Dispatcher
-from pipeline.errors import InferenceServerError, InvalidTensor, ModelNotReady, ServerUnavailable
+from pipeline.errors import InferenceServerError, InvalidTensor, ModelFailed, ModelNotReady, ServerUnavailable
 from pipeline.metrics import EngineMetrics
 from pipeline.ports import AnswerCache, Clock
 from schemas.errors import ErrorCode, WireError
@@ -132,6 +132,10 @@ class InferenceEngine:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._dispatcher.stop()
 
+    def report_bugs_to(self, tell: Callable[[BaseException], None]) -> None:
+        """Who is told of a bug that left somebody without an answer; else the event loop's own handler is."""
+        self._dispatcher.on_bug = tell
+
     @property
     def flights_running(self) -> int:
         """How many distinct keys are being computed now."""
@@ -173,6 +177,8 @@ class InferenceEngine:
         prepared.input_bytes = sum(len(tensor.raw) for tensor in tensors)
         key: bytes | None = None
         if not enabled or not version.signature.cacheable:
+            if policy.only_stored:
+                raise WireError(ErrorCode.CACHE_MISS, "cache_control: only-if-cached, and the cache is off")
             policy = _BYPASS
         else:
             key = cache_key(request.tenant, version.model_name, version.version, version.fingerprint, content, encoded)
@@ -180,7 +186,7 @@ class InferenceEngine:
                 return answer
             if policy.only_stored:
                 raise WireError(ErrorCode.CACHE_MISS, "cache_control: only-if-cached, and no answer is stored")
-        member = self._member(request, waiter, enabled, policy, key, deadline)
+        member = self._member(request, waiter, enabled, policy, key, deadline, resolve_at)
         if key is not None and policy.join and (flight := self._flights.get(key)) is not None:
             member.cache_status = "coalesced"
             self._metrics.count(version.model_name, "coalesced")
@@ -213,10 +219,11 @@ class InferenceEngine:
         policy: CachePolicy,
         key: bytes | None,
         deadline: float | None,
+        resolve_at: float,
     ) -> Member:
         status: CacheStatus = "bypass" if key is None else "miss" if policy.read else "refresh"
         give_up_at = deadline if deadline is not None else self._clock.monotonic() + self._unavailable_timeout_s
-        member = Member(waiter, request, status, policy.store, enabled, deadline, give_up_at)
+        member = Member(waiter, request, status, policy.store, enabled, deadline, give_up_at, resolve_at)
         if deadline is not None:
             delay = max(deadline - self._clock.monotonic(), 0.0)
             member.timer = asyncio.get_running_loop().call_later(delay, self._expire, member)
@@ -239,15 +246,15 @@ class InferenceEngine:
             self._spawn(self._try_again(flight, outcome.error))
         else:
             self._land(flight)
-            code = ErrorCode.INVALID_INPUT if isinstance(outcome.error, InvalidTensor) else ErrorCode.MODEL_ERROR
-            self._fail(flight.waiting(), WireError(code, outcome.error.reason), flight, outcome)
+            self._fail(flight.waiting(), WireError(_code(outcome.error), outcome.error.reason), flight, outcome)
 
     def _succeed(self, flight: Flight, outcome: Dispatched) -> None:
-        self._land(flight)
+        newest = self._land(flight)
         now = self._clock.monotonic()
         stored = stored_answer(outcome.outputs, stored_at=now, instance=outcome.instance)
-        # A version whose content was replaced meanwhile may have answered with the new one under the old key.
-        if flight.key is not None and flight.store and self.catalog.is_served(flight.version):
+        # A flight that a no-cache request overtook must not put its older answer over that one's. A version whose
+        # content was replaced meanwhile may have answered with the new one under the old key.
+        if flight.key is not None and newest and flight.store and self.catalog.is_served(flight.version):
             ttl_s = flight.version.signature.cache_ttl_seconds
             self._cache.put(flight.key, stored, now + (self._ttl_s if ttl_s is None else ttl_s))
         for member in flight.waiting():
@@ -260,53 +267,50 @@ class InferenceEngine:
             )  # fmt: skip
 
     async def _try_again(self, flight: Flight, error: InferenceServerError) -> None:
-        """Nobody answered. Members whose time is up hear it; the others wait a little and fly again."""
-        pause = _RETRY_FIRST_S
-        while True:
-            flight.unavailable = str(error)
-            await asyncio.sleep(min(pause, _RETRY_MAX_S))
-            now = self._clock.monotonic()
-            overdue = [member for member in flight.waiting() if member.give_up_at <= now]
-            self._fail(overdue, _unavailable(str(error)), flight)
-            if isinstance(error, ModelNotReady):
-                self._enter_again(flight)
-            if not flight.waiting():
-                self._land(flight)
-                return
-            outcome = await self._dispatcher.run(flight)
-            if not isinstance(outcome.error, ServerUnavailable | ModelNotReady):
-                self._dispatched(flight, outcome)
-                return
-            error, pause = outcome.error, pause * 2
+        """Nobody answered. Members whose time is up hear it; the others wait a little and queue again."""
+        flight.unavailable = str(error)
+        flight.tries += 1
+        await asyncio.sleep(min(_RETRY_FIRST_S * 2 ** (flight.tries - 1), _RETRY_MAX_S))
+        now = self._clock.monotonic()
+        overdue = [member for member in flight.waiting() if member.give_up_at <= now]
+        self._fail(overdue, _unavailable(flight.unavailable), flight)
+        if isinstance(error, ModelNotReady):
+            self._enter_again(flight)
+        if flight.waiting():
+            self._dispatcher.submit(flight)
+        else:
+            self._land(flight)
 
     def _enter_again(self, flight: Flight) -> None:
-        """The version is gone from the fleet: members that did not ask for it by number follow the default."""
+        """The version is gone from the fleet: members follow the default, those that named a number hear it is gone."""
         for member in flight.waiting():
-            if member.request.model_version is not None:
-                continue
+            resolve_at = max(self._clock.now(), member.resolve_at)
             try:
-                version = self.catalog.resolve(flight.version.model_name, None, self._clock.now())
+                version = self.catalog.resolve(flight.version.model_name, member.request.model_version, resolve_at)
             except WireError as error:
                 self._fail([member], error, flight)
                 continue
             if version.version == flight.version.version and version.fingerprint == flight.version.fingerprint:
                 continue
             _settle(member)
-            answer = self._resubmit(member)
+            answer = self._resubmit(member, resolve_at)
             if answer is not None:
                 member.waiter.answered(answer)
 
-    def _resubmit(self, member: Member) -> Answer | None:
+    def _resubmit(self, member: Member, resolve_at: float) -> Answer | None:
         try:
             return self._begin(
-                member.request, member.waiter, member.enable_cache, member.deadline, self._clock.now(), Prepared()
+                member.request, member.waiter, member.enable_cache, member.deadline, resolve_at, Prepared()
             )
         except WireError as error:
             return failed(error, member.cache_status)
 
-    def _land(self, flight: Flight) -> None:
-        if flight.key is not None and self._flights.get(flight.key) is flight:
-            del self._flights[flight.key]
+    def _land(self, flight: Flight) -> bool:
+        """Takes a flight off the table; False where a newer one of its key took its place."""
+        if flight.key is None or self._flights.get(flight.key) is not flight:
+            return False
+        del self._flights[flight.key]
+        return True
 
     def _fail(self, members: list[Member], error: WireError, flight: Flight, outcome: Dispatched | None = None) -> None:
         for member in members:
@@ -324,7 +328,12 @@ class InferenceEngine:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (bug := task.exception()) is not None:
+            self._dispatcher.on_bug(bug)
 
 
 @dataclass(slots=True, eq=False)
@@ -340,6 +349,12 @@ class _FutureWaiter:
 
 def _expired(request: InferenceRequest) -> WireError:
     return WireError(ErrorCode.EXPIRED, f"timeout_ms: {request.timeout_ms} ms from requested_at have passed")
+
+
+def _code(error: InferenceServerError) -> ErrorCode:
+    if isinstance(error, InvalidTensor):
+        return ErrorCode.INVALID_INPUT
+    return ErrorCode.MODEL_ERROR if isinstance(error, ModelFailed) else ErrorCode.INTERNAL
 
 
 def _settle(member: Member) -> None:

@@ -28,7 +28,7 @@ class GroupKey(NamedTuple):
     fingerprint: str
     inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     outputs: bytes
-    parameters: tuple[tuple[str, object], ...]
+    parameters: tuple[tuple[str, str, str], ...]
 
 
 def group_key(
@@ -39,8 +39,8 @@ def group_key(
     outputs: bytes,
     parameters: Mapping[str, object],
 ) -> GroupKey:
-    """The key of the group that a request's tensors belong to. `1`, `1.0` and `true` as parameters differ."""
-    typed = tuple((name, (type(value).__name__, value)) for name, value in sorted(parameters.items()))
+    """The key of the group that a request's tensors belong to. `1`, `1.0` and `true`, `0.0` and `-0.0` differ."""
+    typed = tuple([(name, type(value).__name__, repr(value)) for name, value in sorted(parameters.items())])
     shapes = tuple((tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in tensors)
     return GroupKey(model_name, version, fingerprint, shapes, outputs, typed)
 

@@ -34,6 +34,7 @@ class Member:
         deadline: monotonic seconds after which it is EXPIRED, or None.
         give_up_at: monotonic seconds after which "no instance answers" is its answer.
         enable_cache: as its request says it, for entering again under another version.
+        resolve_at: Unix seconds: a default version is never resolved as of an earlier time.
         timer: will tell it that it expired; cancelled with the answer, for it holds the request's tensors.
     """
 
@@ -44,6 +45,7 @@ class Member:
     enable_cache: bool
     deadline: float | None
     give_up_at: float
+    resolve_at: float
     done: bool = False
     flight: "Flight | None" = None
     timer: Timer | None = None
@@ -59,6 +61,7 @@ class Flight:
         outputs: names asked for, each with the parameters that reach the server.
         parameters: those that reach the model; `server_parameters` are the server's own.
         unavailable: why no instance answered last time; None while one may.
+        tries: how often no instance answered.
     """
 
     key: bytes | None
@@ -70,6 +73,7 @@ class Flight:
     server_parameters: Parameters
     members: list[Member] = field(default_factory=list)
     unavailable: str | None = None
+    tries: int = 0
 
     def join(self, member: Member) -> None:
         """One more request that this flight answers."""

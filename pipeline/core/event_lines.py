@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 from typing import Any
 
 import orjson
@@ -119,7 +120,16 @@ def _json(value: Any) -> bytes:
         return orjson.dumps(value)
     except TypeError:
         # Integers beyond 64 bits are legal JSON and legal FP64 data; orjson refuses to write them.
-        return json.dumps(value, separators=(",", ":")).encode()
+        return json.dumps(_finite(value), separators=(",", ":")).encode()
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for what was too large for a double (1e999), as orjson writes it: `Infinity` is no JSON."""
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _input(name: str, datatype: str, shape: list[int], data: Any) -> dict[str, Any]:

@@ -73,3 +73,11 @@ class Exchange:
 def offset_id(topic: str, partition: int, offset: int) -> str:
     """The id of a request that brings none."""
     return f"{topic}:{partition}:{offset}"
+
+
+def is_place(request_id: str, topic: str) -> bool:
+    """Whether an id has the form that records of this topic get when they bring none."""
+    if not request_id.startswith(f"{topic}:"):
+        return False
+    partition, _, offset = request_id[len(topic) + 1 :].partition(":")
+    return partition.isdecimal() and offset.isdecimal()

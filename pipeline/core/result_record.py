@@ -40,9 +40,11 @@ def binary_outputs(request: InferenceRequest | None) -> frozenset[str] | None:
     """The outputs asked for in binary form: names, or None for all of them."""
     if request is None or (not request.parameters and request.outputs is None):
         return frozenset()
-    if request.parameters.get("binary_data_output") is True:
-        return None
-    return frozenset(output.name for output in request.outputs or () if output.parameters.get("binary_data") is True)
+    default = request.parameters.get("binary_data_output") is True
+    if not request.outputs:
+        return None if default else frozenset()
+    # An output's own word overrides the request's (Triton's binary tensor data extension).
+    return frozenset(output.name for output in request.outputs if output.parameters.get("binary_data", default) is True)
 
 
 def encode_result(exchange: Exchange, answer: Answer, worker: bytes, group: bytes) -> ResultRecord:

@@ -3,7 +3,8 @@
 Score = peak-EWMA latency x (calls in flight + 1); the age of the oldest open call counts as a sample, so an instance
 that stopped answering is avoided before its first call times out. Two random choices instead of the minimum over all:
 with the minimum, one instance of a healthy fleet got 72 % of the calls at low load, because those not asked keep an old
-high estimate. Three failures in a row eject an instance for a growing pause, after which one call probes it; when more
+high estimate. An estimate nobody renewed falls back to the fleet's best, or an instance that was slow once would never
+be asked again. Three failures in a row eject an instance for a growing pause, after which one call probes it; when more
 than half are ejected all are used (a pause of this very process looks like that).
 
 Source: Finagle's peak EWMA balancer; Mitzenmacher, "The power of two choices" (2001).
@@ -15,6 +16,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 _DECAY_S = 2.0
+# An estimate that nobody renews: 20 s, one attempt's timeout, are forgotten in half a minute; an instance ten times
+# slower than the others is asked every ten seconds or so.
+_FORGET_S = 5.0
 _PRIOR_LATENCY_S = 0.005
 _STRIKES = 3
 _PAUSE_FIRST_S = 0.5
@@ -32,10 +36,11 @@ class InstanceLoad:
     ejected_until: float = 0.0
     open_calls: dict[int, float] = field(default_factory=dict)
 
-    def score(self, now: float) -> float:
-        """Expected wait of one more call, in seconds."""
+    def score(self, now: float, best_s: float = 0.0) -> float:
+        """Expected wait of one more call, in seconds. `best_s` is the lowest latency in the fleet."""
         oldest = next(iter(self.open_calls.values()), now)
-        return max(self.latency_s, now - oldest) * (len(self.open_calls) + 1)
+        remembered = self.latency_s * math.exp(-max(now - self.observed_at, 0.0) / _FORGET_S)
+        return max(remembered, best_s, now - oldest) * (len(self.open_calls) + 1)
 
     def available(self, now: float) -> bool:
         """Whether it may be asked: not ejected, or due for its one probe."""
@@ -66,7 +71,8 @@ class Router:
             available = candidates
         if len(available) > 2:
             available = self._rng.sample(available, 2)
-        return min(available, key=lambda load: (load.score(now), self._rng.random())).name
+        best_s = min(load.latency_s for load in self.instances.values())
+        return min(available, key=lambda load: (load.score(now, best_s), self._rng.random())).name
 
     def begin(self, name: str, now: float) -> int:
         """A call to this instance starts; returns its number for `end`."""
@@ -85,6 +91,8 @@ class Router:
         if answered:
             load.strikes = 0
             return
+        if load.strikes >= _STRIKES and now < load.ejected_until:
+            return  # was out when the instance was ejected: only a probe that fails lengthens the pause
         load.strikes += 1
         if load.strikes >= _STRIKES:
             pause = min(_PAUSE_FIRST_S * 2 ** (load.strikes - _STRIKES), _PAUSE_MAX_S)

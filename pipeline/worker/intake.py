@@ -9,9 +9,10 @@ from aiokafka import ConsumerRecord
 from blake3 import blake3
 
 from pipeline.core.answer import Answer, failed
-from pipeline.core.cache_key import request_digest
+from pipeline.core.cache_key import content_digest, request_digest
 from pipeline.core.event_lines import EventLines
-from pipeline.core.exchange import Exchange, offset_id
+from pipeline.core.exchange import Exchange, is_place, offset_id
+from pipeline.core.parameters import sort_parameters
 from pipeline.core.result_record import Headers, ResultRecord, encode_result
 from pipeline.engine import InferenceEngine, Prepared
 from pipeline.ports import Clock
@@ -123,13 +124,16 @@ class Intake:
         exchange.requested_at = record.timestamp / 1e3
         try:
             exchange.request = request = decode_request(record.value, record.headers)
-            self._identify(exchange, request, record)
         except WireError as error:
             self._identify_invalid(exchange, record)
             self.publish(ticket, failed(error))
             return
         except UndecodableRecordError as error:
             self._bury(ticket, record, error)
+            return
+        refusal = self._identify(exchange, request, record)
+        if refusal is not None:
+            self.publish(ticket, failed(refusal))
             return
         answer = self._engine.submit(
             request,
@@ -175,34 +179,41 @@ class Intake:
             Outgoing(ticket.lane, exchange.offset, exchange.key, result, events, others, ticket.confirmed)
         )
 
-    def _identify(self, exchange: Exchange, request: InferenceRequest, record: ConsumerRecord) -> None:
+    def _identify(self, exchange: Exchange, request: InferenceRequest, record: ConsumerRecord) -> WireError | None:
+        """Takes over what names the request and its answer; what it asks for and cannot have is the refusal."""
         exchange.model_name = request.model_name
         if request.requested_at is not None:
             exchange.requested_at = request.requested_at.timestamp()
+        for name, value in record.headers:
+            if name == "traceparent" and value is not None and len(value) == _TRACEPARENT_BYTES:
+                exchange.traceparent = value
+        refusal = self._refused_reply(request)
         if request.id is not None:
-            if request.id.startswith(f"{record.topic}:"):
-                raise WireError(
+            if is_place(request.id, record.topic):
+                return WireError(
                     ErrorCode.INVALID_REQUEST,
                     f"id: {request.id!r} has the form of a record's place in the log, which is kept for records "
                     "without an id",
                 )
             exchange.request_id = request.id
-        for name, value in record.headers:
-            if name == "traceparent" and len(value) == _TRACEPARENT_BYTES:
-                exchange.traceparent = value
-        if request.reply_to is not None:
-            self._check_reply(request.reply_to.topic, request.reply_to.partition)
         if request.callback is not None:
-            raise WireError(ErrorCode.INVALID_REQUEST, "callback: webhooks are not delivered by this release")
+            return WireError(ErrorCode.INVALID_REQUEST, "callback: webhooks are not delivered by this release")
+        return refusal
 
-    def _check_reply(self, topic: str | None, partition: int) -> None:
+    def _refused_reply(self, request: InferenceRequest) -> WireError | None:
+        """Why no copy can go where the request wants it; the wish is dropped then, the answer stays on results."""
+        reply = request.reply_to
+        if reply is None:
+            return None
         allowed, partitions = self._settings.replies_topic, self._settings.reply_partitions
-        if topic not in (None, allowed):
-            raise WireError(ErrorCode.INVALID_REQUEST, f"reply_to.topic: {topic!r:.80} is not allowed, only {allowed}")
-        if partition >= partitions:
-            raise WireError(
-                ErrorCode.INVALID_REQUEST, f"reply_to.partition: {partition} of {allowed}, which has {partitions}"
-            )
+        if reply.topic in (None, allowed) and reply.partition < partitions:
+            return None
+        request.reply_to = None
+        if reply.topic not in (None, allowed):
+            what = f"reply_to.topic: {reply.topic!r:.80} is not allowed, only {allowed}"
+        else:
+            what = f"reply_to.partition: {reply.partition} of {allowed}, which has {partitions}"
+        return WireError(ErrorCode.INVALID_REQUEST, what)
 
     def _identify_invalid(self, exchange: Exchange, record: ConsumerRecord) -> None:
         """An invalid request is answered under its own id where that is readable and allowed."""
@@ -210,7 +221,7 @@ class Intake:
         exchange.digest = blake3(record.value).hexdigest(16)
         request_id, model_name = readable_request(record.value)
         exchange.model_name = model_name or ""
-        if request_id is not None and not request_id.startswith(f"{record.topic}:"):
+        if request_id is not None and not is_place(request_id, record.topic):
             exchange.request_id = request_id
 
     def _bury(self, ticket: Ticket, record: ConsumerRecord, error: UndecodableRecordError) -> None:
@@ -226,7 +237,7 @@ class Intake:
         ]
         letter = PlainRecord(self._settings.dead_letter_topic, None, record.key, record.value, headers)
         named = _named(record.headers)
-        if named is not None and not named.startswith(f"{record.topic}:"):
+        if named is not None and not is_place(named, record.topic):
             exchange = ticket.exchange
             exchange.request_id = named
             exchange.digest = blake3(record.value or b"").hexdigest(16)
@@ -249,6 +260,14 @@ def _named(headers: Sequence[tuple[str, bytes]]) -> str | None:
 
 
 def _content(request: InferenceRequest) -> bytes:
-    """The content's digest of a request whose tensors were not looked at: its model is not served."""
+    """The content's digest of a request that the engine did not look into: expired, or its model is not served.
+
+    It must be what the engine would have computed: the same request later is a duplicate, not another one.
+    """
+    try:
+        tensors = [tensor.to_tensor() for tensor in request.inputs]
+        return content_digest(tensors, sort_parameters(request.parameters).keyed)
+    except WireError:
+        pass  # never valid, whatever model it meets
     inputs = [[tensor.name, tensor.datatype, tensor.shape, tensor.data] for tensor in request.inputs]
     return blake3(repr(inputs).encode("utf-8", "surrogatepass")).digest()

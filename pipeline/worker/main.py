@@ -45,6 +45,9 @@ _GC_THRESHOLD = 50_000
 # A worker whose view of the models topic is older than this waits before it resolves a default version.
 _MODELS_LAG_MAX_S = 1.0
 _MODELS_LOOK_S = 0.05
+# Running misses get 5 s, then everything is confirmed; the local supervisor kills after 15 s. With Kafka gone, Faust
+# waits for it without a limit: what is not confirmed by then is answered by the partitions' next owner.
+_END_LIMIT_S = 12.0
 
 
 def run_worker(settings: Settings) -> int:
@@ -116,7 +119,7 @@ class _Worker:
     async def run(self) -> int:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            asyncio.get_running_loop().add_signal_handler(number, _ask_to_stop, stop)
         async with AsyncExitStack() as resources:
             status = StatusServer(self._settings.worker.metrics_port, self._registry, self._not_ready, self._state)
             await resources.enter_async_context(status)
@@ -149,6 +152,8 @@ class _Worker:
         metrics = EngineMetrics(self._registry)
         engine, cache = engine_of(settings, self._catalog, servers, metrics)
         resources.push_async_callback(engine.stop)
+        self._bug = asyncio.get_running_loop().create_future()
+        engine.report_bugs_to(self._note_bug)
         results = await self._producer(resources, options, settings.limits.record_bytes)
         events = await self._producer(resources, options, settings.limits.event_record_bytes)
         topics = TopicNames(
@@ -209,15 +214,21 @@ class _Worker:
         crashed = asyncio.ensure_future(app._crashed.wait())
         stopped = asyncio.ensure_future(stop.wait())
         logger.info("worker %s serves group %s", self._name, self._settings.worker.group)
-        await asyncio.wait([publishing, crashed, stopped], return_when=asyncio.FIRST_COMPLETED)
-        failure = _failure(app, publishing)
+        await asyncio.wait([publishing, crashed, stopped, self._bug], return_when=asyncio.FIRST_COMPLETED)
+        failure = _failure(app, publishing, self._bug)
         if failure is not None:
             logger.error("worker %s ends: %s: %s", self._name, type(failure).__name__, failure, exc_info=failure)
+            _limit_end()
         await app.stop()
         for task in (publishing, crashed, stopped):
             task.cancel()
         await asyncio.gather(publishing, crashed, stopped, return_exceptions=True)
         return 0 if failure is None else 1
+
+    def _note_bug(self, bug: BaseException) -> None:
+        """A bug ends the process: whoever it left without an answer is read again."""
+        if not self._bug.done():
+            self._bug.set_result(bug)
 
     async def _take_chunk(self, consumer: ChunkConsumer, event: Any) -> None:
         message = event.message
@@ -252,11 +263,12 @@ class _Worker:
         register(Reading("pipeline_partitions_assigned", lambda: len(self._partitions())))
 
     def _partitions(self) -> list[int]:
-        consumer = self._app._consumer if self._app is not None else None
-        if consumer is None or self._app is None or self._app.rebalancing:
+        # Before its first generation Faust's consumer is there, and refuses to say what it has.
+        app = self._app
+        if app is None or app._consumer is None or app.rebalancing or app.consumer_generation_id <= 0:
             return []
         topic = self._settings.topic("requests")
-        return sorted(tp.partition for tp in consumer.assignment() if tp.topic == topic)
+        return sorted(tp.partition for tp in app._consumer.assignment() if tp.topic == topic)
 
     def _not_ready(self) -> dict[str, str]:
         if self._app is None or self._app._consumer is None:
@@ -277,8 +289,27 @@ class _Worker:
         }
 
 
-def _failure(app: WorkerApp, publishing: "asyncio.Task[None]") -> BaseException | None:
+def _ask_to_stop(stop: asyncio.Event) -> None:
+    stop.set()
+    _limit_end()
+
+
+def _limit_end() -> None:
+    """Whatever the end waits for, it comes; an end in time closes the loop, and this call with it."""
+    asyncio.get_running_loop().call_later(_END_LIMIT_S, _give_up)
+
+
+def _give_up() -> None:
+    logger.error("the end took over %g s, the worker leaves as it is: is Kafka there?", _END_LIMIT_S)
+    os._exit(1)
+
+
+def _failure(
+    app: WorkerApp, publishing: "asyncio.Task[None]", bug: "asyncio.Future[BaseException]"
+) -> BaseException | None:
     """Why the worker cannot go on, or None where it was asked to stop."""
+    if bug.done():
+        return bug.result()
     if publishing.done() and not publishing.cancelled():
         return publishing.exception()
     if app.crashed:

@@ -66,7 +66,8 @@ class Outgoing:
     @property
     def size_bytes(self) -> int:
         """Bytes that wait in memory."""
-        return len(self.events) + (len(self.result.value) if self.result else 0)
+        others = sum([len(record.value or b"") for record in self.others]) if self.others else 0
+        return len(self.events) + (len(self.result.value) if self.result else 0) + others
 
 
 class Publisher:
@@ -117,7 +118,8 @@ class Publisher:
         """Publishes until cancelled.
 
         Raises:
-            KafkaError: a record could not be published; nothing of its round is committed.
+            ExceptionGroup: of the KafkaError of a record that could not be published; nothing of its round is
+                committed.
         """
         async with asyncio.TaskGroup() as stages:
             stages.create_task(self._publish_results())

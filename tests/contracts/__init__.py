@@ -1,0 +1,1 @@
+"""One suite for each port, inherited by every implementation of it."""

@@ -1,0 +1,1 @@
+"""The worker between its topics, in virtual time."""
