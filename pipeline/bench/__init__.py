@@ -1,0 +1,1 @@
+"""Figures beside their yardsticks, in one run."""

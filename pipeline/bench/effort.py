@@ -1,0 +1,45 @@
+"""How much is measured: the defaults give figures worth reading, the tests take next to nothing."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """Counts and durations of all benchmarks.
+
+    Attributes:
+        cpu_rounds: rounds of pieces whose CPU time is taken.
+        cpu_calls: calls in each.
+        distinct: distinct tensors of the hit benchmarks.
+        hit_requests: requests of one throughput run that count.
+        hit_skipped: requests before them: the misses, and the start-up.
+        hit_pairs: pairs of throughput runs.
+        latency_pairs: pairs of latency phases.
+        latency_seconds: of one phase.
+        latency_rate: requests per second.
+        miss_requests: requests of one miss round.
+        miss_pairs: pairs of miss rounds.
+        miss_calls: single calls for the latency of a miss.
+        sink_batches: full batches for each of two partitions, per run.
+        sink_batch_rows: lines of one batch.
+        sink_pairs: pairs of sink runs.
+    """
+
+    # 25 rounds of 2,000 calls of 10 us are half a second: some round meets a quiet moment.
+    cpu_rounds: int = 25
+    cpu_calls: int = 2000
+    distinct: int = 1000
+    # Seconds at 15,000-50,000/s. A fetch brings up to 7,000 records of one partition before any of the next: after
+    # 32,000 all four have begun, and a tensor that was computed is a hit from then on.
+    hit_requests: int = 80_000
+    hit_skipped: int = 32_000
+    hit_pairs: int = 5
+    latency_pairs: int = 3
+    latency_seconds: float = 8.0
+    latency_rate: int = 500
+    miss_requests: int = 12_800
+    miss_pairs: int = 7
+    miss_calls: int = 1000
+    sink_batches: int = 2
+    sink_batch_rows: int = 50_000
+    sink_pairs: int = 3

@@ -1,0 +1,82 @@
+"""`hit.latency_p50` and `hit.latency_p99`: a worker beside a bare echo, in turn, at the same open-loop rate."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from statistics import quantiles
+
+from pipeline.bench.effort import Effort
+from pipeline.bench.figure import Bar, Figure, paired
+from pipeline.bench.kafka_load import OpenLoop
+from pipeline.bench.rig import Rig
+from pipeline.bench.workload import RequestRecords
+from pipeline.client.records import RequestRecord
+from pipeline.config import Settings
+
+_P50_BAR = Bar("ratio_at_most", 1.5)
+_P99_BAR = Bar("ratio_at_most", 2.0)
+# At the beginning of a phase, connections and code that rested wake up; that is neither side's latency.
+_SKIPPED_S = 0.5
+# Both processes are asked this long until they answer: group membership, the models topic, the first misses.
+_WARM_TRIES = 60
+
+
+async def measure(rig: Rig, effort: Effort) -> list[Figure]:
+    """Both figures, from the same phases."""
+    ours_settings, echo_settings = await rig.topics("latency"), await rig.topics("echo")
+    source, target = echo_settings.topic("requests"), echo_settings.topic("results")
+    async with AsyncExitStack() as closing:
+        variables = {"PIPELINE_WORKER__GROUP": f"{ours_settings.kafka.topic_prefix}worker"}
+        worker = rig.process(ours_settings, "latency-worker", "pipeline", "worker", variables=variables)
+        await closing.enter_async_context(worker)
+        echo = rig.process(echo_settings, "echo", "pipeline.bench.echo_loop", source, target)
+        await closing.enter_async_context(echo)
+        loops = {
+            "worker": _open_loop(ours_settings, closing),
+            "echo": _open_loop(echo_settings, closing),
+        }
+        return await _phases(rig, effort, loops)
+
+
+def _open_loop(settings: Settings, closing: AsyncExitStack) -> OpenLoop:
+    loop = OpenLoop(settings.kafka, settings.topic("requests"), settings.topic("results"))
+    closing.callback(loop.close)
+    return loop
+
+
+async def _phases(rig: Rig, effort: Effort, loops: dict[str, OpenLoop]) -> list[Figure]:
+    records = RequestRecords(effort.distinct)
+    count = int(effort.latency_seconds * effort.latency_rate)
+    skip = min(int(_SKIPPED_S * effort.latency_rate), count // 2)
+    for loop in loops.values():
+        await _warm(loop, list(records.take(effort.distinct)))
+    p50: dict[str, list[float]] = {name: [] for name in loops}
+    p99: dict[str, list[float]] = {name: [] for name in loops}
+    for _ in range(effort.latency_pairs):
+        for name, loop in loops.items():
+            millis = await asyncio.to_thread(loop.run, list(records.take(count)), effort.latency_rate, skip)
+            cuts = quantiles(millis, n=100)
+            p50[name].append(cuts[49])
+            p99[name].append(cuts[98])
+            rig.tell(f"hit.latency: {name}: p50 {cuts[49]:.2f} ms, p99 {cuts[98]:.2f} ms")
+    what = f"of {effort.latency_rate}/s open loop, {effort.latency_seconds:g} s each phase, from due to answered"
+    plain = "a bare aiokafka echo: getmany, send"
+    return [
+        paired("hit.latency_p50", "ms", p50["worker"], p50["echo"], _P50_BAR, how=f"p50 {what}", yardstick_how=plain),
+        paired("hit.latency_p99", "ms", p99["worker"], p99["echo"], _P99_BAR, how=f"p99 {what}", yardstick_how=plain),
+    ]
+
+
+async def _warm(loop: OpenLoop, records: list[RequestRecord]) -> None:
+    """Asks until the process answers, then once more: the second time there are only hits.
+
+    Raises:
+        TimeoutError: it never answered.
+    """
+    for left in reversed(range(_WARM_TRIES)):
+        try:
+            await asyncio.to_thread(loop.run, records[:1], 100.0, 0)
+            break
+        except TimeoutError:
+            if not left:
+                raise
+    await asyncio.to_thread(loop.run, records[1:], 1000.0, 0)

@@ -1,0 +1,1 @@
+"""Benchmarks: what they choose, measure and print."""
