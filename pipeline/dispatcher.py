@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _SINGLES_AT_ONCE = 8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # frozen would cost 0.6 us for each miss
 class Dispatched:
     """What became of one flight.
 
@@ -89,7 +89,7 @@ class Dispatcher:
             version.fingerprint,
             flight.tensors,
             flight.outputs_encoded,
-            {**flight.parameters, **flight.server_parameters},
+            flight.all_parameters,
         )
         group = self._groups.get(key)
         if group is None:
@@ -144,9 +144,11 @@ class Dispatcher:
 
     def _wanted(self, flights: Sequence[Flight]) -> list[Flight]:
         """Those that somebody waits for; the others are done without a call."""
-        wanted = [flight for flight in flights if flight.waiting()]
+        wanted: list[Flight] = []
         for flight in flights:
-            if not flight.waiting():
+            if flight.is_wanted:
+                wanted.append(flight)
+            else:
                 self.on_done(flight, None)
         return wanted
 
@@ -189,7 +191,7 @@ class Dispatcher:
             first.version.version,
             join_tensors([flight.tensors for flight in flights]),
             first.outputs,
-            {**first.parameters, **first.server_parameters},
+            first.all_parameters,
         )
         self._metrics.batch_rows.observe(sum(flight.rows for flight in flights))
         tried: list[str] = []

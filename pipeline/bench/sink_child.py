@@ -8,6 +8,7 @@ import json
 import sys
 import time
 
+import uvloop
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from prometheus_client import CollectorRegistry
 
@@ -93,5 +94,6 @@ async def _prepared(settings: Settings) -> list[EventBatch]:
 
 if __name__ == "__main__":
     _settings = load_settings()
-    _done = asyncio.run(_sink(_settings, int(sys.argv[2])) if sys.argv[1] == "sink" else _bare(_settings))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as _runner:
+        _done = _runner.run(_sink(_settings, int(sys.argv[2])) if sys.argv[1] == "sink" else _bare(_settings))
     sys.stdout.write(json.dumps(_done) + "\n")

@@ -28,10 +28,13 @@ def worker() -> None:
 
 def sink() -> None:
     """Move the events to ClickHouse, each once. Start as many as there is work, up to one per partition."""
+    import uvloop
+
     from pipeline.cli.context import effective_settings, log_to_stderr
 
     log_to_stderr()
-    asyncio.run(_run_sink(effective_settings()))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run_sink(effective_settings()))
 
 
 async def _run_sink(settings: "Settings") -> None:

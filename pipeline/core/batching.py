@@ -40,8 +40,10 @@ def group_key(
     parameters: Mapping[str, object],
 ) -> GroupKey:
     """The key of the group that a request's tensors belong to. `1`, `1.0` and `true`, `0.0` and `-0.0` differ."""
-    typed = tuple([(name, type(value).__name__, repr(value)) for name, value in sorted(parameters.items())])
-    shapes = tuple((tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in tensors)
+    typed: tuple[tuple[str, str, str], ...] = ()
+    if parameters:
+        typed = tuple([(name, type(value).__name__, repr(value)) for name, value in sorted(parameters.items())])
+    shapes = tuple([(name, datatype, shape[1:]) for name, datatype, shape, _ in tensors])
     return GroupKey(model_name, version, fingerprint, shapes, outputs, typed)
 
 

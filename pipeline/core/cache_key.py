@@ -145,10 +145,6 @@ def request_digest(request: InferenceRequest, content: bytes) -> str:
     if request.outputs is not None:
         outputs = b"\1" + _outputs([(output.name, output.parameters) for output in request.outputs])
     reply, callback = request.reply_to, request.callback
-    place = "" if reply is None else f"{reply.partition}/{reply.topic or ''}"
-    rest = (
-        f"{request.stream:d}{request.enable_cache:d}|{'' if request.timeout_ms is None else request.timeout_ms}|{place}"
-    )
     scope = _scope(
         _REQUEST,
         request.tenant,
@@ -156,7 +152,18 @@ def request_digest(request: InferenceRequest, content: bytes) -> str:
         request.model_version,
         request.cache_control,
         None if callback is None else callback.url,
-        rest,
+        _switches(
+            request.stream,
+            request.enable_cache,
+            request.timeout_ms,
+            None if reply is None else (reply.partition, reply.topic),
+        ),
     )
     unkeyed = _parameters(request.parameters) if request.parameters else b""
     return blake3(scope + content + outputs + unkeyed).hexdigest(16)
+
+
+@lru_cache(maxsize=4096)
+def _switches(stream: bool, enable_cache: bool, timeout_ms: int | None, reply: tuple[int, str | None] | None) -> str:
+    place = "" if reply is None else f"{reply[0]}/{reply[1] or ''}"
+    return f"{stream:d}{enable_cache:d}|{'' if timeout_ms is None else timeout_ms}|{place}"

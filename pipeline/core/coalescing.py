@@ -94,7 +94,17 @@ class Flight:
     @property
     def store(self) -> bool:
         """Whether the answer is stored: it is if any member's may be."""
-        return self.key is not None and any(member.store for member in self.members)
+        return self.key is not None and True in [member.store for member in self.members]
+
+    @property
+    def all_parameters(self) -> Parameters:
+        """Those that reach the model and those of the server."""
+        return {**self.parameters, **self.server_parameters} if self.server_parameters else self.parameters
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits for it."""
+        return not all(member.done for member in self.members)
 
     def waiting(self) -> list[Member]:
         """Members without an answer yet."""

@@ -16,6 +16,12 @@ _JSON: tuple[str, bytes] = ("content-type", b"application/json")
 _BINARY: tuple[str, bytes] = ("content-type", b"application/octet-stream")
 _SPECVERSION: tuple[str, bytes] = ("ce_specversion", b"1.0")
 _TYPE: tuple[str, bytes] = ("ce_type", b"inference.result.v1")
+_SOURCE: tuple[str, bytes] = ("ce_source", b"/inference/worker")
+_RECORD = (
+    b'{"id":"%b",%b,"status":"%b"%b,"parameters":{%b"queue_ms":%.3f,"total_ms":%.3f,"worker":%b},'
+    b'"requested_at":"%b","completed_at":"%b"}'
+)
+_HIT = b'"cache_status":"hit","cache_key":"%b","cache_age_ms":%d,"inference_ms":0.0,'
 
 
 class ResultRecord(NamedTuple):
@@ -70,38 +76,59 @@ def encode_result(exchange: Exchange, answer: Answer, worker: bytes, group: byte
             orjson.dumps(failure.message, default=str),
             b"true" if failure.retryable else b"false",
         )
-    json = (
-        b'{"id":"%b",%b,"status":"%b"%b,"parameters":{%b"queue_ms":%.3f,"total_ms":%.3f,"worker":%b},"requested_at":"%b","completed_at":"%b"}'
-        % (
-            exchange.request_id.encode(),
-            _model(exchange, answer),
-            answer.status.encode(),
-            outputs,
-            _cache_parameters(answer),
-            exchange.queue_s * 1e3,
-            exchange.total_s * 1e3,
-            worker,
-            exchange.requested_at_text.encode(),
-            exchange.completed_at_text.encode(),
-        )
+    request_id, completed_at = exchange.request_id.encode(), exchange.completed_at_text.encode()
+    json = _RECORD % (
+        request_id,
+        _model(exchange.model_name, answer.model_version),
+        answer.status.encode(),
+        outputs,
+        _cache_parameters(answer),
+        exchange.queue_s * 1e3,
+        exchange.total_s * 1e3,
+        worker,
+        exchange.requested_at_text.encode(),
+        completed_at,
     )
-    return ResultRecord(json + tail if tail else json, _headers(exchange, group, json, tail), len(json))
+    headers: Headers = [
+        _SPECVERSION,
+        ("ce_id", request_id),
+        _SOURCE,
+        _TYPE,
+        ("ce_time", completed_at),
+        _subject(exchange.model_name),
+        ("request-offset", b"%d" % exchange.offset),
+        ("request-timestamp", b"%d" % exchange.timestamp_ms),
+        ("request-digest", exchange.digest.encode()),
+        ("worker-group", group),
+        _BINARY if tail else _JSON,
+    ]
+    if tail:
+        headers.append(("Inference-Header-Content-Length", b"%d" % len(json)))
+    if exchange.traceparent is not None:
+        headers.append(("traceparent", exchange.traceparent))
+    return ResultRecord(json + tail if tail else json, headers, len(json))
 
 
-def _model(exchange: Exchange, answer: Answer) -> bytes:
-    if answer.model_version is None:
-        return b'"model_name":%b' % _quoted(exchange.model_name)
-    return b'"model_name":%b,"model_version":%b' % (_quoted(exchange.model_name), _quoted(answer.model_version))
+@lru_cache(maxsize=4096)
+def _subject(model_name: str) -> tuple[str, bytes]:
+    return "ce_subject", model_name.encode("utf-8", "replace")
+
+
+@lru_cache(maxsize=4096)
+def _model(name: str, version: str | None) -> bytes:
+    if version is None:
+        return b'"model_name":%b' % _quoted(name)
+    return b'"model_name":%b,"model_version":%b' % (_quoted(name), _quoted(version))
 
 
 def _cache_parameters(answer: Answer) -> bytes:
     if answer.cache_status is None:
         return b""
+    if answer.cache_status == "hit" and answer.key is not None and answer.age_s is not None:
+        return _HIT % (answer.key.hex().encode(), answer.age_s * 1e3)
     parts = b'"cache_status":"%b",' % answer.cache_status.encode()
     if answer.key is not None:
         parts += b'"cache_key":"%b",' % answer.key.hex().encode()
-    if answer.age_s is not None:
-        parts += b'"cache_age_ms":%d,' % (answer.age_s * 1e3)
     if answer.outputs is not None:
         parts += b'"inference_ms":%.3f,' % (answer.inference_s * 1e3)
     if answer.instance:
@@ -125,25 +152,3 @@ def _with_binary(stored: StoredAnswer, wanted: frozenset[str] | None) -> tuple[b
 def _json_data(tensor: Tensor) -> bytes | None:
     data = json_from_raw(tensor)
     return None if data is None else b',"data":%b}' % data
-
-
-def _headers(exchange: Exchange, group: bytes, json: bytes, tail: bytes) -> Headers:
-    headers: Headers = [
-        _SPECVERSION,
-        ("ce_id", exchange.request_id.encode()),
-        ("ce_source", b"/inference/worker"),
-        _TYPE,
-        ("ce_time", exchange.completed_at_text.encode()),
-        ("ce_subject", exchange.model_name.encode("utf-8", "replace")),
-        ("request-offset", b"%d" % exchange.offset),
-        ("request-timestamp", b"%d" % exchange.timestamp_ms),
-        ("request-digest", exchange.digest.encode()),
-        ("worker-group", group),
-    ]
-    if exchange.traceparent is not None:
-        headers.append(("traceparent", exchange.traceparent))
-    if tail:
-        headers += [_BINARY, ("Inference-Header-Content-Length", b"%d" % len(json))]
-    else:
-        headers.append(_JSON)
-    return headers

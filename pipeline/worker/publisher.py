@@ -10,6 +10,7 @@ Any failure ends the process: nothing unconfirmed is committed, and the records 
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from aiokafka import AIOKafkaProducer
@@ -24,6 +25,7 @@ UNCONFIRMED_BYTES_MAX = 64 << 20
 # One event record: large enough that its own cost vanishes, small enough for any consumer.
 EVENT_RECORD_BYTES = 512 * 1024
 PRODUCE_BATCH_BYTES = 1 << 20
+EVENTS_PAUSE_S = 0.01
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +93,7 @@ class Publisher:
         self._answered: list[Outgoing] = []
         self._wake_results = asyncio.Event()
         self._wake_events = asyncio.Event()
+        self._wake_copies = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self._unconfirmed = 0
@@ -144,6 +147,8 @@ class Publisher:
             self._seconds.observe(loop.time() - started)
             self._answered += round_
             self._wake_events.set()
+            if any(outgoing.others for outgoing in round_):
+                self._wake_copies.set()
 
     async def _send_results(self, partition: int, some: Iterable[Outgoing]) -> list[asyncio.Future[object]]:
         confirmations: list[asyncio.Future[object]] = []
@@ -163,7 +168,9 @@ class Publisher:
     async def _publish_events(self) -> None:
         while True:
             await self._wake_events.wait()
+            await self._gather_events()
             self._wake_events.clear()
+            self._wake_copies.clear()
             round_, self._answered = self._answered, []
             lanes: defaultdict[tuple[int, int], list[bytes]] = defaultdict(list)
             confirmations: list[asyncio.Future[object]] = []
@@ -180,6 +187,15 @@ class Publisher:
             for confirmation in confirmations:
                 await confirmation
             self._confirm(round_)
+
+    async def _gather_events(self) -> None:
+        """Nobody waits for events: at low rates those of several requests share a produce request (0.2 ms of CPU).
+
+        Somebody waits for a copy: it ends the pause.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(EVENTS_PAUSE_S):
+                await self._wake_copies.wait()
 
     async def _send_record(self, record: PlainRecord) -> "asyncio.Future[object]":
         sent: asyncio.Future[object] = await self._events.send(

@@ -10,7 +10,7 @@ from aiokafka.errors import KafkaError, KafkaTimeoutError
 from pipeline.core.result_record import ResultRecord
 from pipeline.metrics import publish_seconds
 from pipeline.worker import publisher as module
-from pipeline.worker.publisher import Outgoing, PlainRecord, Publisher, TopicNames
+from pipeline.worker.publisher import EVENTS_PAUSE_S, Outgoing, PlainRecord, Publisher, TopicNames
 from pipeline.worker.transport import Lane
 from tests.simulation.topics import FakeProducer, RecordedTopic
 from tests.simulation.virtual_time import settle, simulated
@@ -138,8 +138,21 @@ async def test_next_results_do_not_wait_for_events() -> None:
     assert ours.offsets.committable() == 0
     for _ in range(5):
         made.events.confirm()
-        await settle()
+        await asyncio.sleep(EVENTS_PAUSE_S)
     assert ours.offsets.committable() == 5
+
+
+@simulated
+async def test_copies_do_not_wait_for_more_events() -> None:
+    """Events alone wait a moment for others to leave with; a copy, which somebody waits for, ends that moment."""
+    made = await bench(confirm_after_s=0.001)
+    ours = lane()
+    made.add(ours, 1)
+    await asyncio.sleep(EVENTS_PAUSE_S / 4)
+    assert [record.topic for record in made.log.records] == ["inference.results"]
+    made.add(ours, 2, others=(PlainRecord("inference.replies", 0, b"r", b"copy", []),))
+    await asyncio.sleep(EVENTS_PAUSE_S / 4)
+    assert "inference.replies" in {record.topic for record in made.log.records}
 
 
 @pytest.mark.parametrize("when", ["before", "between"])

@@ -1,0 +1,1 @@
+"""The whole pipeline on the real local stack, and what other live tests need of it."""
