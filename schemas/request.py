@@ -29,6 +29,7 @@ from schemas.errors import ErrorCode, WireError
 from schemas.tensor import Datatype, Tensor, check_raw, raw_from_json
 
 BINARY_HEADER = "inference-header-content-length"
+_BINARY_HEADER_LENGTH = len(BINARY_HEADER)
 ID_PATTERN = r"^[A-Za-z0-9._:-]{1,128}$"
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -259,7 +260,8 @@ def _refuse_constants(body: bytes) -> None:
 
 def _json_length(body: bytes, headers: Iterable[tuple[str, bytes]]) -> int | None:
     for name, value in headers:
-        if name.lower() == BINARY_HEADER:
+        # The length first: lower-casing all of a CloudEvents record's headers costs 0.5 us.
+        if len(name) == _BINARY_HEADER_LENGTH and name.lower() == BINARY_HEADER:
             length = binary_header_length(value, len(body))
             if length is None:
                 raise UndecodableRecordError(

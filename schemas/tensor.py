@@ -245,11 +245,11 @@ def json_from_raw(tensor: Tensor) -> bytes | None:
     if tensor.datatype in _BINARY_ONLY:
         return None
     array = np.frombuffer(tensor.raw, _LAYOUTS[tensor.datatype].numpy)
-    if tensor.datatype in _FLOATS and not np.isfinite(array).all():
-        return None
     if tensor.datatype == "FP32" and _FP32_ROUNDED_TWICE in tensor.raw:
         array = array.astype("<f8")
-    return orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+    # What is not finite is written as null. A look for it costs a tenth of asking numpy for a small tensor.
+    return None if tensor.datatype in _FLOATS and b"null" in text else text
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -29,7 +29,7 @@ from pipeline.stack.state import (
     read_state,
     wait_gone,
 )
-from pipeline.stack.triton import TritonInstance, make_tritons
+from pipeline.stack.triton import TritonInstance, make_tritons, remove_shared_memory
 from pipeline.stack.valkey import make_valkey
 
 
@@ -192,6 +192,8 @@ class Stack:
             # Servers do not depend on each other, and a Triton takes 2-5 s.
             await asyncio.gather(*(part.stop(self._hurry) for part in parts if part.spec.name in servers))
         finally:
+            for one in self.tritons:  # stubs that had to be killed leave theirs
+                remove_shared_memory(one.shm_prefix)
             self._parts.clear()
             (self.plan.data_dir / STATE_FILE).unlink(missing_ok=True)
 

@@ -24,7 +24,6 @@ from pipeline.errors import TopicError
 from pipeline.stack import Endpoints, PartState, Stack, StackPlan
 from pipeline.stack.ports import is_port_free
 from pipeline.stack.process import RestartPolicy
-from pipeline.stack.triton import remove_shared_memory
 from pipeline.watcher.registration import register_models
 from tests.models.folders import ECHO, MODEL_REPOSITORY, PROJECT
 
@@ -65,9 +64,6 @@ async def serve(data_dir: Path, *, only_kafka: bool) -> None:
         unfinished.write_text(json.dumps(ready))
         unfinished.replace(data_dir / READY_FILE)
         await following
-    # A stub that its server's end had to kill leaves its shared memory behind.
-    for triton in stack.tritons:
-        remove_shared_memory(triton.shm_prefix)
 
 
 def _choose_ports(book: Path) -> None:

@@ -1,28 +1,12 @@
 """Fixtures of the sink's live tests."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
 from pipeline.adapters.clickhouse import ClickHouseEventStore
 from pipeline.config import ClickHouseSettings
-from tests.sink.live import migrated_database, servers
-
-
-@pytest.fixture(scope="session")
-def sink_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    with servers(tmp_path_factory.mktemp("servers")) as addresses:
-        yield addresses
-
-
-@pytest.fixture(scope="session")
-def bootstrap_servers(sink_servers: tuple[str, str]) -> str:
-    return sink_servers[0]
-
-
-@pytest.fixture(scope="session")
-def clickhouse_url(sink_servers: tuple[str, str]) -> str:
-    return sink_servers[1]
+from tests.sink.live import migrated_database
 
 
 @pytest.fixture
