@@ -13,6 +13,9 @@ from aiokafka import ConsumerRecord
 from tests.live.asking import Asking, Sent, echo_request
 from tests.live.topics import header
 
+# Longer than any outage that a test makes.
+_LAST_SEND_S = 60.0
+
 
 class Load:
     """Sends requests at a pace while its block runs; `sent` are those that Kafka has.
@@ -29,6 +32,7 @@ class Load:
         self._pause_s = 1 / per_s
         self._members = members
         self._task: asyncio.Task[None] | None = None
+        self._ending = False
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run())
@@ -38,9 +42,15 @@ class Load:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        if task is None:
+            return
+        # What is on its way is sent to its end: a record that Kafka has and this account has not would look wrong.
+        self._ending = True
+        await asyncio.wait([task], timeout=_LAST_SEND_S)
+        task.cancel()
+        outcome = await asyncio.gather(task, return_exceptions=True)
+        if error is None and isinstance(outcome[0], Exception):
+            raise outcome[0]
 
     async def answered(self, count: int, timeout_s: float) -> None:
         """Returns when so many of what was sent are answered, while more is sent."""
@@ -59,7 +69,7 @@ class Load:
         return Counter(place for record in records if (place := place_of(record)) in wanted)
 
     async def _run(self) -> None:
-        while True:
+        while not self._ending:
             request = echo_request(**self._members)
             # A random key spreads the load over all partitions, without batches of one partition.
             self.sent.append(await self._asking.send(orjson.dumps(request), key=uuid.uuid4().hex.encode()))
