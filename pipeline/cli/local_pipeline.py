@@ -94,9 +94,7 @@ async def _prepare_kafka(settings: Settings, tell: Tell) -> None:
     tell(f"topics: {len(topics.created)} made, {len(topics.existing)} there already")
     for difference in topics.differences:
         tell(f"topic {difference.topic}: {difference.setting} is {difference.found}, expected {difference.expected}")
-    from pipeline.cli.models import report_lines
-
-    for line, _ in report_lines(await register(settings)):
+    for line, _ in (await register(settings)).lines():
         tell(f"models: {line}")
 
 

@@ -77,21 +77,9 @@ def register(as_json: _AsJson = False) -> None:
         content = {"ok": report.ok, "versions": versions, "faults": faults, "unreachable": list(report.unreachable)}
         typer.echo(json.dumps(content, indent=2))
     else:
-        for line, is_error in report_lines(report):
+        for line, is_error in report.lines():
             typer.echo(line, err=is_error)
     raise typer.Exit(0 if report.ok else 1)
-
-
-def report_lines(report: "RegistrationReport") -> list[tuple[str, bool]]:
-    """A registration pass in words: each line, and whether it tells of something wrong."""
-    lines: list[tuple[str, bool]] = []
-    for version in report.versions:
-        good = version.state in ("announced", "unchanged")
-        reason = f": {version.reason}" if version.reason else ""
-        lines.append((f"{version.model_name} version {version.version} {version.state}{reason}", not good))
-    lines += [(str(fault), True) for fault in report.faults]
-    lines += [(f"Triton at {address} did not answer", True) for address in report.unreachable]
-    return lines
 
 
 def list_models(as_json: _AsJson = False) -> None:

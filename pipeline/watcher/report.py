@@ -38,6 +38,17 @@ class RegistrationReport:
         good = all(version.state in ("announced", "unchanged") for version in self.versions)
         return good and not self.faults and not self.unreachable
 
+    def lines(self) -> list[tuple[str, bool]]:
+        """The pass in words: each line, and whether it tells of something wrong."""
+        lines: list[tuple[str, bool]] = []
+        for version in self.versions:
+            good = version.state in ("announced", "unchanged")
+            reason = f": {version.reason}" if version.reason else ""
+            lines.append((f"{version.model_name} version {version.version} {version.state}{reason}", not good))
+        lines += [(str(fault), True) for fault in self.faults]
+        lines += [(f"Triton at {address} did not answer", True) for address in self.unreachable]
+        return lines
+
 
 def version_reports(
     model_name: str,
