@@ -9,7 +9,6 @@ import typer
 
 if TYPE_CHECKING:
     from pipeline.watcher.model_folder import RepositoryScan
-    from pipeline.watcher.report import RegistrationReport
     from schemas.registry import ModelRecord
 
 _AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
