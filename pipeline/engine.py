@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.core.answer import Answer, failed, stored_answer
 from pipeline.core.cache_key import cache_key, content_digest, encode_outputs
-from pipeline.core.cache_policy import CachePolicy, parse_cache_control
+from pipeline.core.cache_policy import DEFAULT, CachePolicy, parse_cache_control
 from pipeline.core.catalog import ModelCatalog, ServedVersion
 from pipeline.core.coalescing import Flight, Member, Waiter
 from pipeline.core.parameters import sort_parameters
@@ -165,16 +165,18 @@ class InferenceEngine:
         resolve_at: float,
         prepared: Prepared,
     ) -> Answer | None:
-        policy = parse_cache_control(request.cache_control)
+        policy = parse_cache_control(request.cache_control) if request.cache_control else DEFAULT
         version = self.catalog.resolve(request.model_name, request.model_version, resolve_at)
         parameters = sort_parameters(request.parameters)
-        _refuse_unserved(version, parameters.sequenced)
+        if parameters.sequenced or not version.is_plain:
+            raise _unserved(version)
         tensors = check_inputs(version, request)
-        outputs = requested_outputs(version, request)
-        content = content_digest(tensors, parameters.keyed)
-        encoded = encode_outputs(outputs)
-        prepared.content = content
-        prepared.input_bytes = sum(len(tensor.raw) for tensor in tensors)
+        outputs, encoded = version.all_outputs, version.all_outputs_encoded
+        if request.outputs:
+            outputs = requested_outputs(version, request)
+            encoded = encode_outputs(outputs)
+        prepared.content = content = content_digest(tensors, parameters.keyed)
+        prepared.input_bytes = sum([len(tensor.raw) for tensor in tensors])
         key: bytes | None = None
         if not enabled or not version.signature.cacheable:
             if policy.only_stored:
@@ -368,12 +370,7 @@ def _unavailable(reason: str) -> WireError:
     return WireError(ErrorCode.INFERENCE_UNAVAILABLE, f"no instance answers: {reason}")
 
 
-def _refuse_unserved(version: ServedVersion, sequenced: bool) -> None:
-    """Refuses kinds of models that need more than one answer, or more than one request, to make sense."""
-    if version.signature.decoupled:
-        kind = "a decoupled model"
-    elif version.signature.stateful or sequenced:
-        kind = "a sequence"
-    else:
-        return
-    raise WireError(ErrorCode.INVALID_REQUEST, f"model_name: {version.model_name!r:.80}: {kind} is not served")
+def _unserved(version: ServedVersion) -> WireError:
+    """Of kinds of models that need more than one answer, or more than one request, to make sense."""
+    kind = "a decoupled model" if version.signature.decoupled else "a sequence"
+    return WireError(ErrorCode.INVALID_REQUEST, f"model_name: {version.model_name!r:.80}: {kind} is not served")

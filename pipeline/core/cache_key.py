@@ -84,10 +84,10 @@ def content_digest(tensors: Sequence[Tensor], parameters: Mapping[str, object]) 
     ordered = tensors if len(tensors) == 1 else sorted(tensors, key=_by_name)
     parts = [_CONTENT, len(ordered).to_bytes(4, "little")]
     total = 0
-    for tensor in ordered:
-        size = len(tensor.raw)
+    for name, datatype, shape, raw in ordered:
+        size = len(raw)
         total += size
-        parts += (_tensor_header(tensor.name, tensor.datatype, tensor.shape), size.to_bytes(8, "little"), tensor.raw)
+        parts += (_tensor_header(name, datatype, shape), size.to_bytes(8, "little"), raw)
     parts.append(_parameters(parameters) if parameters else b"\0\0\0\0")
     if total <= _JOIN_BYTES_MAX:
         return blake3(b"".join(parts)).digest()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from pipeline.core.cache_key import encode_outputs
 from schemas.errors import ErrorCode, WireError
 from schemas.registry import ModelRecord, ModelSignature, TensorSpec
 from schemas.request import Parameters
@@ -15,7 +16,8 @@ class ServedVersion:
     Attributes:
         inputs: by name.
         output_names: all outputs, in the order declared.
-        all_outputs: the same, as a request that names none asks for them.
+        all_outputs: the same, as a request that names none asks for them; `all_outputs_encoded` for its key.
+        is_plain: one request, one answer: neither decoupled nor stateful.
         accepted: layouts of inputs that were found to fit (`core/validation.py`).
     """
 
@@ -27,6 +29,8 @@ class ServedVersion:
     required_inputs: int
     output_names: tuple[str, ...]
     all_outputs: tuple[tuple[str, Parameters], ...] = field(repr=False)
+    all_outputs_encoded: bytes = field(repr=False)
+    is_plain: bool
     accepted: set[tuple[tuple[str | int, ...], ...]] = field(repr=False, default_factory=set)
 
     @property
@@ -39,6 +43,7 @@ class ServedVersion:
 def served_version(model_name: str, version: str, fingerprint: str, signature: ModelSignature) -> ServedVersion:
     """A `ServedVersion` from what was announced."""
     names = tuple(spec.name for spec in signature.outputs)
+    all_outputs: tuple[tuple[str, Parameters], ...] = tuple((name, {}) for name in names)
     return ServedVersion(
         model_name=model_name,
         version=version,
@@ -47,7 +52,9 @@ def served_version(model_name: str, version: str, fingerprint: str, signature: M
         inputs={spec.name: spec for spec in signature.inputs},
         required_inputs=sum(not spec.optional for spec in signature.inputs),
         output_names=names,
-        all_outputs=tuple((name, {}) for name in names),
+        all_outputs=all_outputs,
+        all_outputs_encoded=encode_outputs(all_outputs),
+        is_plain=not (signature.decoupled or signature.stateful),
     )
 
 
