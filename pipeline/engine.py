@@ -171,10 +171,8 @@ class InferenceEngine:
         if parameters.sequenced or not version.is_plain:
             raise _unserved(version)
         tensors = check_inputs(version, request)
-        outputs, encoded = version.all_outputs, version.all_outputs_encoded
-        if request.outputs:
-            outputs = requested_outputs(version, request)
-            encoded = encode_outputs(outputs)
+        outputs = requested_outputs(version, request)
+        encoded = version.all_outputs_encoded if outputs is version.all_outputs else encode_outputs(outputs)
         prepared.content = content = content_digest(tensors, parameters.keyed)
         prepared.input_bytes = sum([len(tensor.raw) for tensor in tensors])
         key: bytes | None = None

@@ -35,9 +35,8 @@ CORE_ALLOWED = {("time", "gmtime"), ("time", "strftime"), ("random", "Random"), 
 ONLY_IN = {
     "faust": ("pipeline/worker/",),
     "mode": ("pipeline/worker/",),
-    # The benchmarks' yardsticks are raw loops on the libraries themselves. The command line makes
-    # the credentials that the watcher's control of the fleet is given.
-    "grpc": ("pipeline/adapters/triton.py", "pipeline/watcher/", "pipeline/bench/", "pipeline/cli/context.py"),
+    # The benchmarks' yardsticks are raw loops on the libraries themselves.
+    "grpc": ("pipeline/adapters/triton.py", "pipeline/watcher/", "pipeline/bench/"),
     # The protobuf messages of model configurations are data; the core reads them.
     "tritonclient": ("pipeline/adapters/triton.py", "pipeline/watcher/", "pipeline/core/", "pipeline/bench/"),
     "clickhouse_connect": ("pipeline/adapters/clickhouse.py",),

@@ -5,7 +5,6 @@ Tensors above a megabyte have a channel of their own, so that small calls never 
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,7 +12,14 @@ import grpc.aio
 from tritonclient.grpc import service_pb2
 
 from pipeline.config import TlsSettings
-from pipeline.errors import InferenceServerError, InvalidTensor, ModelFailed, ModelNotReady, ServerUnavailable
+from pipeline.errors import (
+    InferenceServerError,
+    InvalidTensor,
+    ModelFailed,
+    ModelNotReady,
+    ServerUnavailable,
+    SettingsError,
+)
 from pipeline.ports import InferenceCall
 from schemas.errors import WireError
 from schemas.tensor import Tensor, check_raw
@@ -119,15 +125,26 @@ def instance_names(urls: Sequence[str]) -> list[str]:
     return [f"triton-{index}" for index in range(len(urls))]
 
 
+def channel_credentials(tls: TlsSettings) -> grpc.ChannelCredentials | None:
+    """What a gRPC channel to a Triton with TLS needs; None without TLS.
+
+    Raises:
+        SettingsError: a file cannot be read.
+    """
+    if not tls.enabled:
+        return None
+    try:
+        files = (tls.ca_file, tls.key_file, tls.cert_file)
+        return grpc.ssl_channel_credentials(*(path.read_bytes() if path else None for path in files))
+    except OSError as error:
+        raise SettingsError(f"settings triton.tls: {error}") from None
+
+
 def _channel(address: str, tls: TlsSettings | None) -> grpc.aio.Channel:
-    if tls is None or not tls.enabled:
+    credentials = channel_credentials(tls) if tls is not None else None
+    if credentials is None:
         return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    credentials = grpc.ssl_channel_credentials(_read(tls.ca_file), _read(tls.key_file), _read(tls.cert_file))
     return grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
-
-
-def _read(path: Path | None) -> bytes | None:
-    return path.read_bytes() if path else None
 
 
 def _method(channel: grpc.aio.Channel) -> Any:
@@ -152,13 +169,14 @@ def _request(call: InferenceCall) -> Any:
     )
     for name, parameters in call.outputs:
         output = request.outputs.add(name=name)
-        _set_parameters(output.parameters, parameters)
+        set_parameters(output.parameters, parameters)
     if call.parameters:
-        _set_parameters(request.parameters, call.parameters)
+        set_parameters(request.parameters, call.parameters)
     return request
 
 
-def _set_parameters(target: Any, parameters: Mapping[str, Any]) -> None:
+def set_parameters(target: Any, parameters: Mapping[str, Any]) -> None:
+    """Puts parameters into a request's protobuf map, each by its type."""
     for name, value in parameters.items():
         if isinstance(value, bool):
             target[name].bool_param = value

@@ -4,12 +4,9 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Settings, TlsSettings, load_settings
-from pipeline.errors import SettingsError
+from pipeline.config import Settings, load_settings
 
 if TYPE_CHECKING:
-    import grpc
-
     from pipeline.stack import Endpoints
 
 
@@ -56,23 +53,6 @@ def child_environment(settings: Settings) -> dict[str, str]:
         "PIPELINE_TRITON__URLS": ",".join(settings.triton.urls or ()),
     }
     return {name: text for name, text in variables.items() if text}
-
-
-def triton_credentials(tls: TlsSettings) -> "grpc.ChannelCredentials | None":
-    """What a gRPC channel to a Triton with TLS needs; None without TLS.
-
-    Raises:
-        SettingsError: a file cannot be read.
-    """
-    import grpc
-
-    if not tls.enabled:
-        return None
-    try:
-        files = (tls.ca_file, tls.key_file, tls.cert_file)
-        return grpc.ssl_channel_credentials(*(path.read_bytes() if path else None for path in files))
-    except OSError as error:
-        raise SettingsError(f"settings triton.tls: {error}") from None
 
 
 def quiet_libraries() -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.adapters.kafka import client_options
 from pipeline.adapters.topics import create_topics
-from pipeline.cli.context import child_environment, triton_credentials, with_endpoints
+from pipeline.adapters.triton import channel_credentials
+from pipeline.cli.context import child_environment, with_endpoints
 from pipeline.config import Settings
 from pipeline.sink.migrations.runner import migrate
 from pipeline.stack import Stack, StackPlan
@@ -60,7 +61,7 @@ async def register(settings: Settings) -> RegistrationReport:
         triton_urls=settings.triton.urls or (),
         kafka_options=client_options(settings.kafka),
         topic=settings.topic("models"),
-        credentials=triton_credentials(settings.triton.tls),
+        credentials=channel_credentials(settings.triton.tls),
     )
 
 

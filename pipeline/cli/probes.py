@@ -7,7 +7,6 @@ from typing import Any
 
 import aiohttp
 
-from pipeline.cli.context import triton_credentials
 from pipeline.config import Settings
 from pipeline.errors import PipelineError
 from pipeline.stack import StackState
@@ -134,9 +133,10 @@ def _tritons(settings: Settings, running: StackState | None) -> list[Awaitable[P
 
 
 async def _triton_is_ready(address: str, settings: Settings) -> None:
+    from pipeline.adapters.triton import channel_credentials
     from pipeline.watcher.triton_control import TritonControl
 
-    async with TritonControl(address, triton_credentials(settings.triton.tls)) as server:
+    async with TritonControl(address, channel_credentials(settings.triton.tls)) as server:
         if not await server.is_live(_PROBE_TIMEOUT_S):
             raise PipelineError("it does not answer over gRPC")
 

@@ -55,11 +55,17 @@ def outputs_as_json(tensors: Sequence[Tensor]) -> bytes | None:
     """The `outputs` array of a result, or None where a tensor has no JSON form."""
     parts: list[bytes] = []
     for tensor in tensors:
-        data = json_from_raw(tensor)
-        if data is None:
+        output = output_as_json(tensor)
+        if output is None:
             return None
-        parts.append(b'%b,"data":%b}' % (output_head(tensor), data))
+        parts.append(output)
     return b"[%b]" % b",".join(parts)
+
+
+def output_as_json(tensor: Tensor) -> bytes | None:
+    """One output with its data as a JSON object, or None where the tensor has no JSON form."""
+    data = json_from_raw(tensor)
+    return None if data is None else b'%b,"data":%b}' % (output_head(tensor), data)
 
 
 def output_head(tensor: Tensor) -> bytes:

@@ -5,10 +5,9 @@ from typing import NamedTuple
 
 import orjson
 
-from pipeline.core.answer import Answer, StoredAnswer, output_head
+from pipeline.core.answer import Answer, StoredAnswer, output_as_json, output_head
 from pipeline.core.exchange import Exchange
 from schemas.request import InferenceRequest
-from schemas.tensor import Tensor, json_from_raw
 
 Headers = list[tuple[str, bytes]]
 
@@ -141,14 +140,9 @@ def _with_binary(stored: StoredAnswer, wanted: frozenset[str] | None) -> tuple[b
     parts: list[bytes] = []
     tail: list[bytes] = []
     for tensor in stored.tensors:
-        text = None if wanted is None or tensor.name in wanted else _json_data(tensor)
-        if text is None:
-            text = b',"parameters":{"binary_data_size":%d}}' % len(tensor.raw)
+        output = None if wanted is None or tensor.name in wanted else output_as_json(tensor)
+        if output is None:
+            output = b'%b,"parameters":{"binary_data_size":%d}}' % (output_head(tensor), len(tensor.raw))
             tail.append(tensor.raw)
-        parts.append(output_head(tensor) + text)
+        parts.append(output)
     return b"[%b]" % b",".join(parts), b"".join(tail)
-
-
-def _json_data(tensor: Tensor) -> bytes | None:
-    data = json_from_raw(tensor)
-    return None if data is None else b',"data":%b}' % data

@@ -266,4 +266,4 @@ async def register_models(
                 records[model.name] = record
             reports += outcomes
             unreachable |= silent
-    return RegistrationReport(tuple(reports), found.faults, records, tuple(sorted(unreachable)), found.writable)
+    return RegistrationReport(tuple(reports), found.faults, records, tuple(sorted(unreachable)))

@@ -30,7 +30,6 @@ class RegistrationReport:
     faults: tuple[Fault, ...]
     records: Mapping[str, ModelRecord]
     unreachable: tuple[str, ...]
-    repository_writable: bool
 
     @property
     def ok(self) -> bool:

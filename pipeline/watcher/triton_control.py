@@ -11,6 +11,7 @@ from typing import Any, Self
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from pipeline.adapters.triton import set_parameters
 from pipeline.core.model_config import ModelConfig
 from pipeline.errors import InferenceServerError, InvalidTensor, ModelFailed, ModelNotReady, ServerUnavailable
 from schemas.tensor import Tensor, split_bytes_elements
@@ -143,8 +144,7 @@ class TritonControl:
         for tensor in inputs:
             request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
             request.raw_input_contents.append(tensor.raw)
-        for name, value in parameters.items():
-            _set_parameter(request.parameters[name], value)
+        set_parameters(request.parameters, parameters)
         if decoupled:
             return await self._infer_stream(request, timeout_s)
         response = await self._call("ModelInfer", request, timeout_s)
@@ -196,17 +196,6 @@ def _is_unavailable(error: grpc.aio.AioRpcError) -> bool:
 def _words(error: grpc.aio.AioRpcError) -> str:
     """The server's sentence on one line; a Python traceback in it becomes readable in a report."""
     return f"{error.code().name}: {' '.join((error.details() or '').split())}"
-
-
-def _set_parameter(target: Any, value: Any) -> None:
-    if isinstance(value, bool):
-        target.bool_param = value
-    elif isinstance(value, int):
-        target.int64_param = value
-    elif isinstance(value, float):
-        target.double_param = value
-    else:
-        target.string_param = value
 
 
 def _tensors(response: Any) -> tuple[Tensor, ...]:

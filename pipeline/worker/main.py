@@ -163,7 +163,6 @@ class _Worker:
         topics = TopicNames(
             settings.topic("results"),
             settings.topic("events"),
-            settings.topic("dead-letter"),
             partitions[settings.topic("events")],
         )
         self._publisher = Publisher(results, events, topics, publish_seconds(self._registry))

@@ -1,8 +1,9 @@
 """Group commit: results, then events and copies, then the offset, each confirmed by all in-sync replicas.
 
-Two stages, each one task. While one round of results is on its way the next fills, so batches grow with the load and
-nothing waits for a timer. Results come first because somebody waits for them; events follow in their own producer, so
-they never stand before a result in the same connection. An offset counts as answered only when all of it is confirmed.
+Two stages, each one task. While one round of results is on its way the next fills, so batches grow with the load and no
+result waits for a timer. Results come first because somebody waits for them; events follow in their own producer, so
+they never stand before a result in the same connection, and gather for a moment, since nobody waits for them. An offset
+counts as answered only when all of it is confirmed.
 
 Any failure ends the process: nothing unconfirmed is committed, and the records are read again.
 """
@@ -34,7 +35,6 @@ class TopicNames:
 
     results: str
     events: str
-    dead_letter: str
     event_partitions: int
 
 

@@ -82,7 +82,7 @@ async def bench(**changes: Any) -> Bench:
     """A running worker's core."""
     system = make_system(**changes)
     log = RecordedTopic()
-    topics = TopicNames("inference.results", "inference.events", "inference.dead-letter", 4)
+    topics = TopicNames("inference.results", "inference.events", 4)
     publisher = Publisher(FakeProducer(log), FakeProducer(log), topics, publish_seconds(None))
     settings = IntakeSettings("w-1", "group", "inference.replies", 8, "inference.dead-letter", LIMIT)
     in_flight = InFlight(4096, 1 << 30)

@@ -15,7 +15,7 @@ from pipeline.worker.transport import Lane
 from tests.simulation.topics import FakeProducer, RecordedTopic
 from tests.simulation.virtual_time import settle, simulated
 
-TOPICS = TopicNames("inference.results", "inference.events", "inference.dead-letter", 2)
+TOPICS = TopicNames("inference.results", "inference.events", 2)
 
 
 @dataclass
