@@ -19,7 +19,14 @@ from pipeline.ports import Clock
 from pipeline.worker.publisher import Outgoing, PlainRecord, Publisher
 from pipeline.worker.transport import Lane
 from schemas.errors import ErrorCode, WireError
-from schemas.request import InferenceRequest, UndecodableRecordError, decode_request, is_request_id, readable_request
+from schemas.request import (
+    InferenceRequest,
+    ReplyTo,
+    UndecodableRecordError,
+    decode_request,
+    is_request_id,
+    readable_request,
+)
 
 # What a result's record may hold besides the answer: headers, framing.
 _RECORD_OVERHEAD_BYTES = 2048
@@ -167,7 +174,7 @@ class Intake:
             answer, result = self._too_large(exchange, len(result.value))
         self.results[answer.status, answer.failure.code if answer.failure else ""] += 1
         reply = exchange.request.reply_to if exchange.request is not None else None
-        if reply is not None:
+        if reply is not None and self._refused_reply(reply) is None:
             others += (
                 PlainRecord(
                     self._settings.replies_topic, reply.partition, exchange.request_id.encode(), result.value,
@@ -187,7 +194,6 @@ class Intake:
         for name, value in record.headers:
             if name == "traceparent" and value is not None and len(value) == _TRACEPARENT_BYTES:
                 exchange.traceparent = value
-        refusal = self._refused_reply(request)
         if request.id is not None:
             if is_place(request.id, record.topic):
                 return WireError(
@@ -198,17 +204,13 @@ class Intake:
             exchange.request_id = request.id
         if request.callback is not None:
             return WireError(ErrorCode.INVALID_REQUEST, "callback: webhooks are not delivered by this release")
-        return refusal
+        return None if request.reply_to is None else self._refused_reply(request.reply_to)
 
-    def _refused_reply(self, request: InferenceRequest) -> WireError | None:
-        """Why no copy can go where the request wants it; the wish is dropped then, the answer stays on results."""
-        reply = request.reply_to
-        if reply is None:
-            return None
+    def _refused_reply(self, reply: ReplyTo) -> WireError | None:
+        """Why no copy can go where the request wants it; its answer stays on results."""
         allowed, partitions = self._settings.replies_topic, self._settings.reply_partitions
         if reply.topic in (None, allowed) and reply.partition < partitions:
             return None
-        request.reply_to = None
         if reply.topic not in (None, allowed):
             what = f"reply_to.topic: {reply.topic!r:.80} is not allowed, only {allowed}"
         else:

@@ -216,6 +216,7 @@ async def test_request_without_id_has_its_place() -> None:
         ({"cache_control": "max-age=9"}, False),
         ({"timeout_ms": 60000}, False),
         ({"reply_to": {"partition": 1}}, False),
+        ({"reply_to": {"partition": 1_000}}, False),
         ({"model_name": "absent"}, False),
     ],
 )
