@@ -117,6 +117,11 @@ class WorkerSettings(_Section):
     unavailable_timeout_ms: int = Field(default=30_000, ge=1)
     # Batches out to one instance at a time: past 4 a CPU instance only queues (measured on Triton 2.51).
     batches_in_flight: int = Field(default=4, ge=1)
+    # Static membership: a worker that comes back under this name within the session gets its partitions back at once,
+    # without a rebalance. Each worker needs a name of its own; one that leaves for good is missed for one session.
+    instance_id: str | None = Field(default=None, pattern=r"^[A-Za-z0-9._-]{1,200}$")
+    # Past the bounds a request waits in Kafka as long as it must; set, one that waited longer is answered OVERLOADED.
+    overloaded_after_ms: int | None = Field(default=None, ge=1)
     metrics_port: int = Field(default=0, ge=0, le=65535)
 
 

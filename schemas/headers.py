@@ -53,6 +53,7 @@ class ResultHeaders(BaseModel):
         alias="request-digest", pattern="^([0-9a-f]{32})?$", description="What a repeated id is compared by."
     )
     worker_group: str = Field(alias="worker-group", description="The consumer group that answered.")
+    tenant: str | None = Field(default=None, description="Whose request it was; ids of tenants never meet.")
     traceparent: str | None = Field(default=None, pattern=_TRACEPARENT, description="W3C Trace Context.")
 
 
@@ -66,12 +67,20 @@ class EventHeaders(BaseModel):
     """Of a record with event lines."""
 
     generation: str = Field(pattern=_DECIMAL, description="The consumer group's generation of the worker that wrote.")
+    incarnation: str | None = Field(
+        default=None,
+        pattern=_DECIMAL,
+        description="How many processes held the partition before, in the same generation; absent means 0.",
+    )
+    redelivered: str | None = Field(
+        default=None, pattern="^1$", description="The same lines may be in the log, or in ClickHouse, already."
+    )
 
 
 class DeadLetterHeaders(BaseModel):
     """Besides the original record's own headers: why it is here and where it was."""
 
-    reason: str = Field(description="A stable word.", examples=["NOT_JSON", "TOMBSTONE", "BAD_BINARY_LENGTH"])
+    reason: str = Field(description="A stable word.", examples=["NOT_JSON", "TOMBSTONE", "BAD_BINARY_LENGTH", "DUPLICATE_ID", "CRASHED_WORKER"])
     error: str = Field(description="A sentence for people.")
     source_topic: str = Field(alias="source-topic")
     source_partition: str = Field(alias="source-partition", pattern=_DECIMAL)

@@ -40,15 +40,16 @@ class EventLines:
         self._requests_s = requests_days * 86400
         self._line_bytes_max = line_bytes_max
 
-    def of(self, exchange: Exchange, answer: Answer, record: ResultRecord) -> bytes:
+    def of(self, exchange: Exchange, answer: Answer, record: ResultRecord, worker: str | None = None) -> bytes:
         """All lines of one answered request, each ended by a line feed.
 
         Args:
             exchange: the request, completed.
             answer: what the engine said.
             record: the result as it is published.
+            worker: who answered, where it was another worker.
         """
-        common = self._common(exchange, answer)
+        common = self._common(exchange, answer, worker)
         place = f"{exchange.topic}:{exchange.partition}:{exchange.offset}:"
         lines = "\n".join([
             f'{{"event_id":"{uuid_utils.uuid5(_NAMESPACE, place + event_type)}","event_type":"{event_type}",'
@@ -62,7 +63,24 @@ class EventLines:
             text = head + b',"attributes":{"cut":"larger than the event record limit"}}\n'
         return text
 
-    def _common(self, exchange: Exchange, answer: Answer) -> str:
+    def duplicate(self, exchange: Exchange, first_offset: int, same_content: bool) -> bytes:
+        """The line of a request whose id was used before: it gets no second answer.
+
+        Args:
+            exchange: the request, taken and not answered.
+            first_offset: the offset of the first request with its id, in the same partition.
+            same_content: whether both ask for the same.
+        """
+        place = f"{exchange.topic}:{exchange.partition}:{exchange.offset}:request.duplicate"
+        first = f"{exchange.topic}:{exchange.partition}:{first_offset}"
+        attributes = f'{{"first":{orjson.dumps(first).decode()},"content":"{"same" if same_content else "other"}"}}'
+        common = self._common(exchange, Answer("succeeded"), None)
+        return (
+            f'{{"event_id":"{uuid_utils.uuid5(_NAMESPACE, place)}","event_type":"request.duplicate",'
+            f'"occurred_at":"{utc_text(exchange.taken_at)}","duration_us":0,{common},"attributes":{attributes}}}\n'
+        ).encode()
+
+    def _common(self, exchange: Exchange, answer: Answer, worker: str | None) -> str:
         request = exchange.request
         tenant = orjson.dumps(request.tenant).decode() if request and request.tenant else '""'
         source = normalized_ip(request.source_ip) if request and request.source_ip else "::"
@@ -70,8 +88,8 @@ class EventLines:
         return (
             f'"request_id":"{exchange.request_id}","tenant":{tenant},"model_name":{model},'
             f'"model_version":"{answer.model_version or ""}","cache_status":"{answer.cache_status or ""}",'
-            f'"instance":"{answer.instance}","worker":"{self._worker}","source_ip":"{source}",'
-            f'"expires_at":"{utc_second_text(int(exchange.completed_at + self._events_s))}"'
+            f'"instance":"{answer.instance}","worker":"{worker or self._worker}","source_ip":"{source}",'
+            f'"expires_at":"{utc_second_text(int((exchange.completed_at or exchange.taken_at) + self._events_s))}"'
         )
 
 

@@ -33,6 +33,7 @@ class Exchange:
     Attributes:
         request: None for a record that is no valid request.
         request_id: the record's id, or its place in the log.
+        own_id: what its producer's id is compared by, with the tenant; None for a record without one.
         model_name: as asked, also where the request is invalid; empty where it cannot be read.
         digest: of the request's content, 32 hex characters; empty for an invalid one.
         input_bytes: raw bytes of all inputs.
@@ -47,6 +48,7 @@ class Exchange:
     key: bytes | None
     taken_at: float
     request_id: str
+    own_id: str | None = None
     model_name: str = ""
     request: InferenceRequest | None = None
     requested_at: float = 0.0
@@ -68,6 +70,14 @@ class Exchange:
         self.total_s = max(now - appended_at, 0.0)
         self.requested_at_text = utc_text(self.requested_at)
         self.completed_at_text = utc_text(now)
+
+    def recall(self, *, requested_at: float, completed_at: float, queue_s: float, total_s: float) -> None:
+        """The answer was there before: its times and durations as they were then."""
+        self.requested_at, self.completed_at = requested_at, completed_at
+        self.queue_s, self.total_s = queue_s, total_s
+        self.taken_at = self.timestamp_ms / 1e3 + queue_s
+        self.requested_at_text = utc_text(requested_at)
+        self.completed_at_text = utc_text(completed_at)
 
 
 def offset_id(topic: str, partition: int, offset: int) -> str:

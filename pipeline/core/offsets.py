@@ -6,11 +6,14 @@ class OffsetTracker:
 
     Kafka's committed offset is the next one to read, so everything below it must be finished: a crash re-reads what
     is above, and nothing below is lost.
+
+    Attributes:
+        next_offset: the offset after the last that was begun; None before the first.
     """
 
     def __init__(self) -> None:
         self._running: dict[int, None] = {}
-        self._next: int | None = None
+        self.next_offset: int | None = None
 
     def __len__(self) -> int:
         return len(self._running)
@@ -21,10 +24,10 @@ class OffsetTracker:
         Raises:
             ValueError: the offset is not above the last one.
         """
-        if self._next is not None and offset < self._next:
-            raise ValueError(f"offset {offset} begins after {self._next - 1}")
+        if self.next_offset is not None and offset < self.next_offset:
+            raise ValueError(f"offset {offset} begins after {self.next_offset - 1}")
         self._running[offset] = None
-        self._next = offset + 1
+        self.next_offset = offset + 1
 
     def finish(self, offset: int) -> None:
         """An offset's request is answered and its answer confirmed.
@@ -36,4 +39,4 @@ class OffsetTracker:
 
     def committable(self) -> int | None:
         """The offset to commit: the lowest that is not finished, or the one after the last. None before the first."""
-        return next(iter(self._running), self._next)
+        return next(iter(self._running), self.next_offset)

@@ -103,6 +103,8 @@ def encode_result(exchange: Exchange, answer: Answer, worker: bytes, group: byte
     ]
     if tail:
         headers.append(("Inference-Header-Content-Length", b"%d" % len(json)))
+    if exchange.request is not None and exchange.request.tenant is not None:
+        headers.append(("tenant", exchange.request.tenant.encode()))
     if exchange.traceparent is not None:
         headers.append(("traceparent", exchange.traceparent))
     return ResultRecord(json + tail if tail else json, headers, len(json))
@@ -128,7 +130,8 @@ def _cache_parameters(answer: Answer) -> bytes:
     parts = b'"cache_status":"%b",' % answer.cache_status.encode()
     if answer.key is not None:
         parts += b'"cache_key":"%b",' % answer.key.hex().encode()
-    if answer.outputs is not None:
+    # Whoever derives this answer's events again knows by it that an inference was started, though it failed.
+    if answer.outputs is not None or (answer.dispatched_at is not None and answer.cache_status != "coalesced"):
         parts += b'"inference_ms":%.3f,' % (answer.inference_s * 1e3)
     if answer.instance:
         parts += b'"instance":%b,' % _quoted(answer.instance)

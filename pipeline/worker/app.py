@@ -10,6 +10,7 @@ from yarl import URL
 
 from pipeline.adapters.kafka import client_options, tls_context
 from pipeline.config import Settings
+from pipeline.worker.membership import Membership
 from pipeline.worker.transport import ChunkConsumer, ChunkSchema, ChunkTransport
 
 # How often the coordinator's fate is looked at. Faust never asks, and a worker whose coordinator failed would stay
@@ -20,12 +21,33 @@ OnChunk = Callable[[ChunkConsumer, EventT[Any]], Awaitable[None]]
 
 
 class WorkerApp(faust.App):
-    """A Faust app that ends itself when its group coordinator failed for good."""
+    """A Faust app that ends itself when its group coordinator failed for good.
+
+    Attributes:
+        membership: what the heartbeats say.
+        open_lanes: is called in every generation, after the partitions are assigned and before they are read.
+        on_progress: is called whenever something was committed or given away.
+    """
+
+    membership: Membership
+    open_lanes: Callable[[ChunkConsumer, int], Awaitable[None]]
+    on_progress: Callable[[], None]
 
     async def on_start(self) -> None:
         """Starts the watch besides everything else."""
         await super().on_start()
+        self.on_rebalance_complete.connect(self._open_lanes, weak=False)
         self.add_future(self._watch_coordinator())
+
+    async def _open_lanes(self, *args: Any, **kwargs: Any) -> None:
+        # Heartbeats run here, and another rebalance may begin meanwhile: the generation is compared on the way.
+        generation = self.consumer_generation_id
+        if generation <= 0:
+            return
+        try:
+            await self.open_lanes(cast("ChunkConsumer", self.consumer), generation)
+        except Exception as error:  # noqa: BLE001 - whatever it is, this process cannot answer anything
+            await self.crash(error)
 
     async def _watch_coordinator(self) -> None:
         while not self.should_stop:
@@ -47,12 +69,21 @@ class WorkerApp(faust.App):
                 return
 
 
-def create_app(settings: Settings, on_chunk: OnChunk) -> WorkerApp:
+def create_app(
+    settings: Settings,
+    on_chunk: OnChunk,
+    open_lanes: Callable[[ChunkConsumer, int], Awaitable[None]],
+    on_progress: Callable[[], None],
+    membership: Membership,
+) -> WorkerApp:
     """The app that feeds `on_chunk` with the requests topic.
 
     Args:
         settings: where Kafka is, and the group.
         on_chunk: takes one event of `transport.ChunkConsumer`; it must not raise but for a bug, which ends the process.
+        open_lanes: see `WorkerApp`.
+        on_progress: see `WorkerApp`.
+        membership: is told of the heartbeats.
     """
     brokers = [URL(f"kafka://{address}") for address in str(settings.kafka.bootstrap_servers).split(",")]
     session_s = settings.kafka.session_timeout_s
@@ -81,8 +112,11 @@ def create_app(settings: Settings, on_chunk: OnChunk) -> WorkerApp:
         broker_rebalance_timeout=60.0,
         broker_request_timeout=max(40.0, session_s),
         consumer_max_fetch_size=settings.limits.record_bytes + (1 << 16),
-        consumer_auto_offset_reset="earliest",
+        # A place that is not in the log is an error, not a jump: lanes are opened anew, and look the answers up.
+        consumer_auto_offset_reset="none",
+        consumer_group_instance_id=settings.worker.instance_id,
     )
+    app.open_lanes, app.on_progress, app.membership = open_lanes, on_progress, membership
     app.transport = ChunkTransport(brokers, app)
     raw: Any = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
     topic = app.topic(settings.topic("requests"), schema=ChunkSchema(**raw))

@@ -7,17 +7,19 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, suppress
 from random import Random
 from time import monotonic
 from typing import Any
 
 import uvloop
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, ConsumerRecord
 from prometheus_client import CollectorRegistry
 
 from pipeline.adapters.kafka import client_options
+from pipeline.adapters.log_reader import LogReader
 from pipeline.adapters.models_topic import ModelsFollower
 from pipeline.adapters.status_http import StatusServer
 from pipeline.adapters.system import SystemClock
@@ -27,6 +29,7 @@ from pipeline.core.answer import StoredAnswer
 from pipeline.core.catalog import ModelCatalog
 from pipeline.core.event_lines import EventLines
 from pipeline.core.eviction import S3FifoCache
+from pipeline.core.lane import Lane
 from pipeline.core.routing import Router
 from pipeline.dispatcher import Dispatcher
 from pipeline.engine import InferenceEngine
@@ -34,9 +37,11 @@ from pipeline.errors import SettingsError
 from pipeline.metrics import EngineMetrics, LabelledCounts, Reading, publish_seconds
 from pipeline.worker.app import WorkerApp, create_app
 from pipeline.worker.intake import InFlight, Intake, IntakeSettings
+from pipeline.worker.lane_opening import LaneOpener, LedgerNames
+from pipeline.worker.membership import Membership
 from pipeline.worker.preflight import wait_for_topics
 from pipeline.worker.publisher import PRODUCE_BATCH_BYTES, Publisher, TopicNames
-from pipeline.worker.transport import ChunkConsumer, Lane, check_versions
+from pipeline.worker.transport import ChunkConsumer, check_versions
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +103,14 @@ def engine_of(
 class _Chunk:
     """Counts a chunk's answers; the last one acknowledges it to Faust."""
 
-    def __init__(self, event: Any, records: int) -> None:
+    def __init__(self, event: Any, records: int, on_progress: Callable[[], None]) -> None:
         self._event = event
         self._left = records
+        self._on_progress = on_progress
 
     def confirmed(self) -> None:
         self._left -= 1
+        self._on_progress()
         if not self._left:
             self._event.ack()
 
@@ -116,7 +123,7 @@ class _Worker:
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._registry = CollectorRegistry()
         self._in_flight = InFlight(settings.worker.max_in_flight, settings.worker.max_in_flight_bytes)
-        self._room = asyncio.Event()
+        self._progress = asyncio.Event()
         self._app: WorkerApp | None = None
         self._catalog = ModelCatalog()
 
@@ -165,10 +172,16 @@ class _Worker:
             settings.topic("events"),
             partitions[settings.topic("events")],
         )
-        self._publisher = Publisher(results, events, topics, publish_seconds(self._registry))
+        membership = Membership(settings.kafka.session_timeout_s)
+        self._publisher = Publisher(results, events, topics, membership, publish_seconds(self._registry))
         self._intake = self._make_intake(engine, partitions[settings.topic("replies")])
         self._export(cache)
-        self._app = create_app(settings, self._take_chunk)
+        log = LogReader(options, settings.limits.record_bytes)
+        await log.start()
+        resources.push_async_callback(log.stop)
+        names = LedgerNames(settings.topic("requests"), settings.topic("results"), settings.worker.group)
+        self._opener = LaneOpener(log, names)
+        self._app = create_app(settings, self._take_chunk, self._opener.open_all, self._progress.set, membership)
         return await self._run_app(stop)
 
     def _make_intake(self, engine: InferenceEngine, reply_partitions: int) -> Intake:
@@ -187,7 +200,7 @@ class _Worker:
             dead_letter_topic=settings.topic("dead-letter"),
             record_bytes_max=settings.limits.record_bytes,
         )
-        return Intake(engine, self._publisher, lines, SystemClock(), names, self._in_flight, self._room.set)
+        return Intake(engine, self._publisher, lines, SystemClock(), names, self._in_flight, self._progress.set)
 
     async def _producer(
         self, resources: AsyncExitStack, options: Mapping[str, Any], record_bytes: int
@@ -236,18 +249,60 @@ class _Worker:
     async def _take_chunk(self, consumer: ChunkConsumer, event: Any) -> None:
         message = event.message
         lane = consumer.lane(message)
+        if lane is None:
+            event.ack()  # given away since it was fetched: its next owner reads it
+            return
         records = message.value
-        chunk = _Chunk(event, len(records))
+        chunk = _Chunk(event, len(records), self._progress.set)
         await self._models_known(lane)
         for record in records:
-            while self._in_flight.full:
-                self._room.clear()
-                await self._room.wait()
+            overloaded = await self._room_for(lane, record)
             if lane.closed:
                 return
+            if lane.is_isolated(record.offset):
+                await self._take_alone(consumer, lane, record, chunk)
+                continue
+            if lane.may_be_known(record.offset):
+                await self._recall(lane, record.offset)
             lane.offsets.begin(record.offset)
-            self._intake.take(record, lane, chunk.confirmed)
+            self._intake.take(record, lane, chunk.confirmed, overloaded=overloaded)
         await self._publisher.room()
+
+    async def _room_for(self, lane: Lane, record: ConsumerRecord) -> bool:
+        """Waits until a record may be taken; True where it waited for room longer than the settings allow."""
+        limit_ms = self._settings.worker.overloaded_after_ms
+        while not lane.closed and (self._in_flight.full or not lane.may_take(record.offset)):
+            left_s = None if limit_ms is None else limit_ms / 1e3 - (time.time() - record.timestamp / 1e3)
+            if left_s is not None and left_s <= 0 and lane.may_take(record.offset):
+                return True
+            self._progress.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if left_s is None else max(left_s, 0.0)):
+                    await self._progress.wait()
+        return False
+
+    async def _take_alone(self, consumer: ChunkConsumer, lane: Lane, record: ConsumerRecord, chunk: _Chunk) -> None:
+        """One record after all before it, and before all after it, with its offset in the commit while it runs."""
+        while len(lane.offsets) and not lane.closed:
+            self._progress.clear()
+            await self._progress.wait()
+        lane.name_suspect(record.offset)
+        await consumer.commit_lanes([lane])
+        if lane.closed:
+            return
+        await self._recall(lane, record.offset)
+        lane.offsets.begin(record.offset)
+        self._intake.take(record, lane, chunk.confirmed)
+        while len(lane.offsets) and not lane.closed:
+            self._progress.clear()
+            await self._progress.wait()
+
+    async def _recall(self, lane: Lane, offset: int) -> None:
+        """Reads answers again whose bytes were too many to keep."""
+        for place in lane.ledger.unread(offset):
+            answered = await self._opener.read_again(lane.partition, place)
+            if answered is not None:
+                lane.ledger.supply(answered)
 
     async def _models_known(self, lane: Lane) -> None:
         """Waits while the view of the models topic is too old to say which version is the default."""
@@ -258,6 +313,8 @@ class _Worker:
         register = self._registry.register
         register(LabelledCounts("pipeline_results", ("status", "code"), self._intake.results))
         register(Reading("pipeline_dead_letters", lambda: self._intake.dead_letters))
+        register(Reading("pipeline_duplicates", lambda: self._intake.duplicates))
+        register(Reading("pipeline_answers_repeated", lambda: self._intake.repeated))
         register(Reading("pipeline_cache_bytes", lambda: cache.bytes_used))
         register(Reading("pipeline_cache_entries", lambda: len(cache)))
         register(Reading("pipeline_cache_evictions", lambda: cache.stats.evicted))

@@ -3,7 +3,7 @@
 Two stages, each one task. While one round of results is on its way the next fills, so batches grow with the load and no
 result waits for a timer. Results come first because somebody waits for them; events follow in their own producer, so
 they never stand before a result in the same connection, and gather for a moment, since nobody waits for them. An offset
-counts as answered only when all of it is confirmed.
+counts as answered only when all of it is confirmed. Both stages publish only what is certainly ours: see `membership`.
 
 Any failure ends the process: nothing unconfirmed is committed, and the records are read again.
 """
@@ -13,12 +13,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
 from prometheus_client import Histogram
 
+from pipeline.core.lane import Lane
 from pipeline.core.result_record import Headers, ResultRecord
-from pipeline.worker.transport import Lane
+from pipeline.worker.membership import Membership
 
 # Answers not yet confirmed, in number and bytes: past it the intake waits. 8,192 is 0.1 s at full speed.
 UNCONFIRMED_MAX = 8192
@@ -54,6 +56,8 @@ class Outgoing:
     """All that one answered request record puts into Kafka.
 
     Attributes:
+        result: None where there is nothing to answer, or the answer is in the log already.
+        redelivered: whether somebody may have published these events before.
         confirmed: is called once, when everything is in Kafka.
     """
 
@@ -63,6 +67,7 @@ class Outgoing:
     result: ResultRecord | None
     events: bytes
     others: tuple[PlainRecord, ...]
+    redelivered: bool
     confirmed: Callable[[], None]
 
     @property
@@ -72,6 +77,28 @@ class Outgoing:
         return len(self.events) + (len(self.result.value) if self.result else 0) + others
 
 
+class _Writing(NamedTuple):
+    """What all lines of one event record have in common: the sink decides by it whether rows may be there already."""
+
+    partition: int
+    generation: int
+    incarnation: int
+    redelivered: bool
+
+    @property
+    def headers(self) -> Headers:
+        headers: Headers = [("content-type", b"application/x-ndjson"), ("generation", b"%d" % self.generation)]
+        if self.incarnation:
+            headers.append(("incarnation", b"%d" % self.incarnation))
+        if self.redelivered:
+            headers.append(("redelivered", b"1"))
+        return headers
+
+
+# The confirmation of a produce batch, and how many records it has.
+_Sent = tuple["asyncio.Future[Any]", int]
+
+
 class Publisher:
     """Publishes answers in rounds.
 
@@ -79,15 +106,22 @@ class Publisher:
         results: the producer for results.
         events: the producer for everything else.
         topics: where things go.
+        membership: says whether a lane is ours still.
         seconds: measures each round of results.
     """
 
     def __init__(
-        self, results: AIOKafkaProducer, events: AIOKafkaProducer, topics: TopicNames, seconds: Histogram
+        self,
+        results: AIOKafkaProducer,
+        events: AIOKafkaProducer,
+        topics: TopicNames,
+        membership: Membership,
+        seconds: Histogram,
     ) -> None:
         self._results = results
         self._events = events
         self._topics = topics
+        self._membership = membership
         self._seconds = seconds
         self._ready: list[Outgoing] = []
         self._answered: list[Outgoing] = []
@@ -135,35 +169,42 @@ class Publisher:
             self._wake_results.clear()
             round_, self._ready = self._ready, []
             started = loop.time()
-            by_partition: defaultdict[int, list[Outgoing]] = defaultdict(list)
+            by_lane: defaultdict[Lane, list[Outgoing]] = defaultdict(list)
             for outgoing in round_:
-                if outgoing.result is not None and not outgoing.lane.closed:
-                    by_partition[outgoing.lane.partition].append(outgoing)
-            confirmations: list[asyncio.Future[object]] = []
-            for partition, some in by_partition.items():
-                confirmations += await self._send_results(partition, some)
-            for confirmation in confirmations:
-                await confirmation
+                if outgoing.result is not None:
+                    by_lane[outgoing.lane].append(outgoing)
+            sent = [
+                (lane, some, await self._send_results(lane.partition, some))
+                for lane, some in by_lane.items()
+                if await self._is_ours(lane)
+            ]
+            for lane, some, confirmations in sent:
+                await _note_published(lane, some, confirmations)
             self._seconds.observe(loop.time() - started)
             self._answered += round_
             self._wake_events.set()
             if any(outgoing.others for outgoing in round_):
                 self._wake_copies.set()
 
-    async def _send_results(self, partition: int, some: Iterable[Outgoing]) -> list[asyncio.Future[object]]:
-        confirmations: list[asyncio.Future[object]] = []
-        batch = self._results.create_batch()
+    async def _is_ours(self, lane: Lane) -> bool:
+        return not lane.closed and (self._membership.is_fresh(lane) or await self._membership.hold(lane))
+
+    async def _send_results(self, partition: int, some: Iterable[Outgoing]) -> list[_Sent]:
+        sent: list[_Sent] = []
+        batch, count = self._results.create_batch(), 0
         for outgoing in some:
             assert outgoing.result is not None
             value, headers, _ = outgoing.result
             if batch.append(key=outgoing.key, value=value, timestamp=None, headers=headers) is None:
                 batch.close()
-                confirmations.append(await self._results.send_batch(batch, self._topics.results, partition=partition))
-                batch = self._results.create_batch()
+                confirmation = await self._results.send_batch(batch, self._topics.results, partition=partition)
+                sent.append((confirmation, count))
+                batch, count = self._results.create_batch(), 0
                 batch.append(key=outgoing.key, value=value, timestamp=None, headers=headers)
+            count += 1
         batch.close()
-        confirmations.append(await self._results.send_batch(batch, self._topics.results, partition=partition))
-        return confirmations
+        sent.append((await self._results.send_batch(batch, self._topics.results, partition=partition), count))
+        return sent
 
     async def _publish_events(self) -> None:
         while True:
@@ -172,18 +213,20 @@ class Publisher:
             self._wake_events.clear()
             self._wake_copies.clear()
             round_, self._answered = self._answered, []
-            lanes: defaultdict[tuple[int, int], list[bytes]] = defaultdict(list)
+            lines: defaultdict[_Writing, list[bytes]] = defaultdict(list)
             confirmations: list[asyncio.Future[object]] = []
             for outgoing in round_:
-                if outgoing.lane.closed:
+                lane = outgoing.lane
+                if not await self._is_ours(lane):
                     continue
-                partition = outgoing.lane.partition % self._topics.event_partitions
                 if outgoing.events:
-                    lanes[partition, outgoing.lane.generation].append(outgoing.events)
+                    partition = lane.partition % self._topics.event_partitions
+                    writing = _Writing(partition, lane.generation, lane.incarnation, outgoing.redelivered)
+                    lines[writing].append(outgoing.events)
                 for record in outgoing.others:
                     confirmations.append(await self._send_record(record))  # noqa: PERF401
-            for (partition, generation), lines in lanes.items():
-                confirmations += await self._send_events(partition, generation, lines)
+            for writing, some in lines.items():
+                confirmations += await self._send_events(writing, some)
             for confirmation in confirmations:
                 await confirmation
             self._confirm(round_)
@@ -203,11 +246,10 @@ class Publisher:
         )
         return sent
 
-    async def _send_events(self, partition: int, generation: int, lines: list[bytes]) -> list["asyncio.Future[object]"]:
-        headers: Headers = [("content-type", b"application/x-ndjson"), ("generation", b"%d" % generation)]
+    async def _send_events(self, writing: "_Writing", lines: list[bytes]) -> list["asyncio.Future[object]"]:
         confirmations: list[asyncio.Future[object]] = []
         for value in _joined(lines):
-            record = PlainRecord(self._topics.events, partition, None, value, headers)
+            record = PlainRecord(self._topics.events, writing.partition, None, value, writing.headers)
             confirmations.append(await self._send_record(record))
         return confirmations
 
@@ -220,6 +262,19 @@ class Publisher:
             outgoing.confirmed()
         if self._unconfirmed < UNCONFIRMED_MAX and self._unconfirmed_bytes < UNCONFIRMED_BYTES_MAX:
             self._room.set()
+
+
+async def _note_published(lane: Lane, some: list[Outgoing], sent: list[_Sent]) -> None:
+    """Waits for a lane's results, and tells the lane where they are in the log."""
+    first, end = None, lane.results_end
+    for confirmation, count in sent:
+        offset = (await confirmation).offset
+        if offset < 0:  # a repeated request whose first try had arrived: Kafka says so, and not where
+            offset = end
+        first = offset if first is None else first
+        end = max(end, offset + count)
+    size = sum([len(outgoing.result.value) for outgoing in some if outgoing.result is not None])
+    lane.published(end if first is None else first, end, max([outgoing.offset for outgoing in some]), size)
 
 
 def _joined(lines: list[bytes]) -> Iterable[bytes]:

@@ -10,18 +10,23 @@ It leans on private parts of faust 0.15.3 and aiokafka 0.14.0: `check_versions` 
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import aiokafka
 import faust
 from aiokafka import ConsumerRecord
+from aiokafka.errors import CommitFailedError, IllegalStateError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from faust.types.tuples import ConsumerMessage, Message
 
-from pipeline.core.offsets import OffsetTracker
+from pipeline.core.lane import Lane
 from pipeline.errors import SettingsError
+from pipeline.worker.membership import Membership, uptime_s
+
+Result = TypeVar("Result")
 
 FAUST_VERSION = "0.15.3"
 AIOKAFKA_VERSION = "0.14.0"
@@ -29,6 +34,8 @@ CHUNK_RECORDS_MAX = 256
 CHUNK_BYTES_MAX = 1 << 20
 # A rebalance waits this long for running misses; what is not answered by then is answered by the next owner.
 REVOKED_GRACE_S = 5.0
+# A heartbeat takes a millisecond; one that takes this long says that Kafka is away.
+BEAT_LIMIT_S = 3.0
 
 
 def check_versions() -> None:
@@ -45,37 +52,118 @@ def check_versions() -> None:
             raise SettingsError(f"{name} {found} is installed, the worker needs exactly {wanted}: run `make install`")
 
 
-class Lane:
-    """One partition in one generation of the group: which of its offsets run, which are answered.
+class GroupThread(driver.AIOKafkaConsumerThread):
+    """Faust's consumer thread, with commits that carry notes and heartbeats that are timed.
 
-    A closed lane's partition may have another owner: nothing of it is published or committed any more.
+    Calls go to the thread's loop directly: Faust's own queue for them has two workers, and one commit that waits for
+    Kafka beside one fetch would keep a heartbeat waiting.
     """
 
-    def __init__(self, topic: str, partition: int, generation: int) -> None:
-        self.topic = topic
-        self.partition = partition
-        self.generation = generation
-        self.offsets = OffsetTracker()
-        self.closed = False
+    membership: Membership
+
+    async def on_start(self) -> None:
+        """Starts the consumer; every heartbeat it sends from now on is noted."""
+        await super().on_start()
+        coordinator = self._ensure_consumer()._coordinator
+        send = coordinator._do_heartbeat
+
+        async def timed() -> bool:
+            generation, began_at = coordinator.generation, uptime_s()
+            succeeded: bool = await send()
+            if succeeded:
+                self.membership.note(generation, began_at)
+            return succeeded
+
+        coordinator._do_heartbeat = timed
+
+    async def generation(self) -> int:
+        """The generation the group's coordinator knows this member in; not positive where it knows it no more."""
+
+        async def read() -> int:
+            return int(self._ensure_consumer()._coordinator.generation)
+
+        return await self._in_thread(read())
+
+    async def beat(self) -> int | None:
+        """Sends a heartbeat: the generation it holds for, or None where Kafka gave no answer."""
+
+        async def send() -> int | None:
+            coordinator = self._ensure_consumer()._coordinator
+            generation: int = coordinator.generation
+            try:
+                async with asyncio.timeout(BEAT_LIMIT_S):
+                    await coordinator.ensure_coordinator_known()
+                    succeeded: bool = generation > 0 and await coordinator._do_heartbeat()
+            except TimeoutError:
+                return None
+            if succeeded or coordinator.generation != generation or generation <= 0:
+                return int(coordinator.generation)
+            return None
+
+        return await self._in_thread(send())
+
+    async def fetch_commits(self, partitions: Iterable[TP]) -> dict[TP, OffsetAndMetadata]:
+        """The group's commits with their metadata; a partition without one is left out.
+
+        Raises:
+            KafkaError: refused.
+        """
+        wanted = [TopicPartition(*tp) for tp in partitions]
+
+        async def fetch() -> dict[TopicPartition, OffsetAndMetadata]:
+            coordinator = self._ensure_consumer()._coordinator
+            found: dict[TopicPartition, OffsetAndMetadata] = await coordinator.fetch_committed_offsets(wanted)
+            return found
+
+        return {TP(*tp): commit for tp, commit in (await self._in_thread(fetch())).items() if commit.offset >= 0}
+
+    async def commit_notes(self, places: Mapping[TP, tuple[int, str]]) -> bool:
+        """Commits offsets with metadata; False where the partitions are somebody else's by now.
+
+        Raises:
+            KafkaError: refused for another reason.
+        """
+        offsets = {TopicPartition(*tp): OffsetAndMetadata(offset, note) for tp, (offset, note) in places.items()}
+
+        async def commit() -> bool:
+            try:
+                await self._ensure_consumer().commit(offsets)
+            except (CommitFailedError, IllegalStateError):
+                return False
+            return True
+
+        return await self._in_thread(commit())
+
+    async def _in_thread(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.thread_loop))
 
 
 class ChunkConsumer(driver.Consumer):
     """Delivers chunks; `Event.message.value` is a list of aiokafka records of one partition, in offset order."""
 
+    app: Any  # a `WorkerApp`
+    _thread: GroupThread
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.lanes: dict[TP, Lane] = {}
+        self._committing = asyncio.Lock()
 
-    def lane(self, message: Message) -> Lane:
-        """The lane of a delivered chunk; a new one when its partition was assigned anew."""
-        tp, generation = message.tp, message.generation_id or 0
-        lane = self.lanes.get(tp)
-        if lane is None or lane.generation != generation:
-            lane = Lane(tp.topic, tp.partition, generation)
-            lane.closed = generation != self.app.consumer_generation_id
-            if not lane.closed:
-                self.lanes[tp] = lane
-        return lane
+    def _new_consumer_thread(self) -> GroupThread:
+        thread = GroupThread(self, loop=self.loop, beacon=self.beacon)
+        thread.membership = self.app.membership
+        thread.membership.send_with(thread.beat)
+        return thread
+
+    @property
+    def group(self) -> GroupThread:
+        """The group's member, in its thread."""
+        return self._thread
+
+    def lane(self, message: Message) -> Lane | None:
+        """The lane of a delivered chunk, or None where its partition was given away meanwhile."""
+        lane = self.lanes.get(message.tp)
+        return lane if lane is not None and lane.generation == message.generation_id and not lane.closed else None
 
     def ack(self, message: Message) -> bool:
         """All records of a chunk are answered. What is committed is decided by its lane alone."""
@@ -91,30 +179,62 @@ class ChunkConsumer(driver.Consumer):
     def on_buffer_drop(self, tp: TP) -> None:
         """See `on_buffer_full`."""
 
-    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[TP]:
-        return (tp for tp in list(self.lanes) if topics is None or tp in topics or tp.topic in topics)
+    async def commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
+        """Commits what is answered in every lane, with its note. Faust calls it twice a second."""
+        return await self.commit_lanes(list(self.lanes.values()))
 
-    def _new_offset(self, tp: TP) -> int | None:
-        return self.lanes[tp].offsets.committable()
+    async def commit_lanes(self, lanes: Iterable[Lane], *, clean_end: bool = False) -> bool:
+        """Commits what is answered in these lanes; False where nothing was to commit, or it is too late.
+
+        Raises:
+            KafkaError: Kafka refused for good.
+        """
+        async with self._committing:
+            due = {}
+            for lane in lanes:
+                if not lane.closed and (place := lane.to_commit(clean_end=clean_end)) is not None:
+                    due[TP(lane.topic, lane.partition)] = lane, *place
+            if not due:
+                return False
+            places = {tp: (offset, note.encode()) for tp, (_, offset, note) in due.items()}
+            if not await self._thread.commit_notes(places):
+                return False
+            for lane, offset, note in due.values():
+                lane.committed(offset, note)
+                self._committed_offset[TP(lane.topic, lane.partition)] = offset
+            self.app.on_progress()
+            return True
+
+    async def perform_seek(self) -> None:
+        """To where each lane goes on. Faust's own would not seek to offset 0, and skip what was fetched and dropped."""
+        for tp, lane in self.lanes.items():
+            if not lane.closed and tp in self.assignment():
+                await self.seek(tp, lane.next_offset)
+                self._read_offset[tp] = lane.next_offset
 
     async def wait_empty(self) -> None:
-        """Waits for running chunks, but not for ever; then commits what is answered."""
+        """Waits for running chunks, but not for ever; then commits what is answered, and closes the lanes."""
         loop = asyncio.get_running_loop()
         limit = loop.time() + REVOKED_GRACE_S
-        while self._unacked_messages and (left := limit - loop.time()) > 0:
+        lanes = list(self.lanes.values())
+        generation = await self._thread.generation()
+        for lane in lanes:
+            lane.closed = lane.closed or lane.generation != generation  # the group went on without us
+        while self._unacked_messages and not all(lane.closed for lane in lanes) and (left := limit - loop.time()) > 0:
             self._waiting_for_ack = loop.create_future()
             await asyncio.wait([self._waiting_for_ack], timeout=left)
             self._waiting_for_ack = None
-        await self.commit_and_end_transactions()
-        for lane in self.lanes.values():
+        await self.commit_lanes(lanes, clean_end=True)
+        for lane in lanes:
             lane.closed = True
         self._unacked_messages.clear()
+        self.app.on_progress()
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
         """Finishes and commits what was taken, then lets go of the partitions."""
         await super().on_partitions_revoked(revoked)
         for tp in revoked:
-            if (lane := self.lanes.pop(tp, None)) is not None:
+            if (lane := self.lanes.get(tp)) is not None:
                 lane.closed = True
 
     async def _drain_messages(self, fetcher: Any) -> None:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from aiokafka.structs import RecordMetadata, TopicPartition
+
 from schemas.event import Event, RequestEnd
 from schemas.result import InferenceResult, decode_result
 from tests.simulation.virtual_time import the_clock
@@ -94,7 +96,7 @@ class FakeProducer:
     fail_late: bool = False
     batches: list[int] = field(default_factory=list)
     on_write: Callable[[], None] = lambda: None
-    _open: list["asyncio.Future[object]"] = field(default_factory=list)
+    _open: list[tuple["asyncio.Future[object]", RecordMetadata]] = field(default_factory=list)
 
     def create_batch(self) -> FakeBatch:
         """An empty batch."""
@@ -115,9 +117,8 @@ class FakeProducer:
 
     def confirm(self) -> None:
         """Everything written so far is confirmed now."""
-        for future in self._open:
-            if not future.done():
-                future.set_result(None)
+        for future, place in self._open:
+            _confirm(future, place)
         self._open.clear()
 
     async def _write(
@@ -132,15 +133,18 @@ class FakeProducer:
             asyncio.get_running_loop().call_later(0.001, future.set_exception, error)
             return future
         now = the_clock().monotonic()
+        topic, partition, *_ = records[0]
+        offset = len(self.log.of(topic, partition))
+        place = RecordMetadata(topic, partition or 0, TopicPartition(topic, partition or 0), offset, None, 0, 0)
         self.log.records += [WrittenRecord(*record, written_at=now) for record in records]
         self.on_write()
         if self.confirm_after_s is None:
-            self._open.append(future)
+            self._open.append((future, place))
         else:
-            asyncio.get_running_loop().call_later(self.confirm_after_s, _confirm, future)
+            asyncio.get_running_loop().call_later(self.confirm_after_s, _confirm, future, place)
         return future
 
 
-def _confirm(future: "asyncio.Future[object]") -> None:
+def _confirm(future: "asyncio.Future[object]", place: RecordMetadata) -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(place)

@@ -10,10 +10,10 @@ import pytest
 from aiokafka import ConsumerRecord
 
 from pipeline.core.event_lines import EventLines
+from pipeline.core.lane import Lane
 from pipeline.metrics import publish_seconds
 from pipeline.worker.intake import InFlight, Intake, IntakeSettings
 from pipeline.worker.publisher import Publisher, TopicNames
-from pipeline.worker.transport import Lane
 from schemas.errors import ErrorCode
 from schemas.event import RequestEnd
 from schemas.result import InferenceResult, decode_result
@@ -21,6 +21,7 @@ from tests.simulation.fleet import FAILING_ROW
 from tests.simulation.system import MODEL, System, expected, make_system, model_record, request
 from tests.simulation.topics import FakeProducer, RecordedTopic, WrittenRecord
 from tests.simulation.virtual_time import settle, simulated, the_clock
+from tests.worker.lanes import SureMembership, new_lane
 
 TOPIC = "inference.requests"
 Headers = list[tuple[str, Any]]
@@ -83,7 +84,7 @@ async def bench(**changes: Any) -> Bench:
     system = make_system(**changes)
     log = RecordedTopic()
     topics = TopicNames("inference.results", "inference.events", 4)
-    publisher = Publisher(FakeProducer(log), FakeProducer(log), topics, publish_seconds(None))
+    publisher = Publisher(FakeProducer(log), FakeProducer(log), topics, SureMembership(), publish_seconds(None))
     settings = IntakeSettings("w-1", "group", "inference.replies", 8, "inference.dead-letter", LIMIT)
     in_flight = InFlight(4096, 1 << 30)
     rooms: list[int] = []
@@ -93,7 +94,7 @@ async def bench(**changes: Any) -> Bench:
     )
     publishing = asyncio.get_running_loop().create_task(publisher.run())
     await settle()
-    return Bench(system, intake, in_flight, log, Lane(TOPIC, 2, 1), publishing, rooms=rooms)
+    return Bench(system, intake, in_flight, log, new_lane(2, 1), publishing, rooms=rooms)
 
 
 def body(*rows: int, **changes: Any) -> dict[str, Any]:
@@ -224,8 +225,8 @@ async def test_request_without_id_has_its_place() -> None:
 async def test_digest_covers_all_but_id_time_and_address(changes: dict[str, Any], same: bool) -> None:
     """A repeated id is told from a reused one by the whole request without id, requested_at and source_ip."""
     made = await bench()
-    first, second = made.take(body(5, id="r")), made.take({**body(5, id="r"), **changes})
-    other = made.take(body(6, id="r"))
+    first, second = made.take(body(5, id="r-1")), made.take({**body(5, id="r-2"), **changes})
+    other = made.take(body(6, id="r-3"))
     await asyncio.sleep(1)
     assert (made.digest_of(first) == made.digest_of(second)) is same
     assert made.digest_of(other) != made.digest_of(first)
@@ -254,7 +255,7 @@ async def test_digest_is_the_same_however_it_ended(early: str) -> None:
         made.system.catalog.discard(MODEL)
         first = made.take(asked)
         made.system.catalog.apply(model_record({"1": "one"}, "1"))
-    second = made.take(asked)
+    second = made.take(asked | {"id": "r-2"})
     await asyncio.sleep(1)
     assert [result.status for result in made.log.results()].count("succeeded") == 1
     assert made.digest_of(first) == made.digest_of(second)

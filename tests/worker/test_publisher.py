@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from aiokafka.errors import KafkaError, KafkaTimeoutError
 
+from pipeline.core.lane import Lane
 from pipeline.core.result_record import ResultRecord
 from pipeline.metrics import publish_seconds
 from pipeline.worker import publisher as module
 from pipeline.worker.publisher import EVENTS_PAUSE_S, Outgoing, PlainRecord, Publisher, TopicNames
-from pipeline.worker.transport import Lane
 from tests.simulation.topics import FakeProducer, RecordedTopic
 from tests.simulation.virtual_time import settle, simulated
+from tests.worker.lanes import SureMembership, new_lane
 
 TOPICS = TopicNames("inference.results", "inference.events", 2)
 
@@ -37,6 +38,7 @@ class Bench:
             "result": ResultRecord(b"result %d" % offset, [("request-offset", b"%d" % offset)], 8),
             "events": b'{"e":%d}\n' % offset,
             "others": (),
+            "redelivered": False,
             "confirmed": lambda: self.confirmed.append(offset),
             **changes,
         }
@@ -54,7 +56,7 @@ async def bench(**results: Any) -> Bench:
         log,
         (first := FakeProducer(log, **results)),
         (second := FakeProducer(log)),
-        Publisher(first, second, TOPICS, publish_seconds(None)),
+        Publisher(first, second, TOPICS, SureMembership(), publish_seconds(None)),
     )
     made.task = asyncio.get_running_loop().create_task(made.publisher.run())
     await settle()
@@ -63,7 +65,7 @@ async def bench(**results: Any) -> Bench:
 
 def lane(partition: int = 0, generation: int = 7) -> Lane:
     """A partition that is ours."""
-    return Lane("inference.requests", partition, generation)
+    return new_lane(partition, generation)
 
 
 @simulated
