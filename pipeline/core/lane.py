@@ -137,6 +137,10 @@ class Lane:
         suspect, starts = self._isolation.found
         self._isolation.named = (offset, starts + 1 if offset == suspect else 1)
 
+    def is_named(self, offset: int) -> bool:
+        """Whether the commit names this record as the one that runs alone."""
+        return self._committed_note is not None and self._committed_note.suspect == offset
+
     @property
     def next_offset(self) -> int:
         """Where reading goes on."""

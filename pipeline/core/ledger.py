@@ -94,26 +94,31 @@ class Ledger:
         """Places in the results partition whose values were not kept and are needed for this offset now."""
         return [answered.results_offset for answered in self._answers.get(offset, ()) if answered.value is None]
 
-    def supply(self, answered: Answered) -> None:
-        """A value that was not kept was read again."""
-        answers = self._answers[answered.request_offset]
-        places = [known.results_offset for known in answers]
-        answers[places.index(answered.results_offset)] = answered
-        self._values_bytes += len(answered.value or b"")
+    def supply(self, offset: int, results_offset: int, answered: Answered | None) -> None:
+        """A value that was not kept was read again; None where it is gone, or no result any more."""
+        answers = self._answers[offset]
+        place = [known.results_offset for known in answers].index(results_offset)
+        if answered is None:
+            del answers[place]
+        else:
+            answers[place] = answered
+            self._values_bytes += len(answered.value or b"")
 
-    def take(self, offset: int, timestamp_ms: int, request_id: str) -> Answered | None:
-        """The answer to a delivered record, forgotten with this call; None where it has to be computed.
+    def take(self, offset: int, timestamp_ms: int, request_id: str) -> list[Answered]:
+        """The answers to a delivered record, in the order of the log; forgotten with this call.
 
-        The offset alone proves nothing: a topic that was deleted and made again counts from 0 once more. Time and id
-        must be the record's own.
+        The first is the answer; later ones come from workers that were paused. The offset alone proves nothing: a
+        topic that was deleted and made again counts from 0 once more. Time and id must be the record's own.
 
         Args:
             offset: the record's.
             timestamp_ms: its append time.
             request_id: the id it is answered under.
         """
-        for answered in self._answers.pop(offset, ()):
-            self._values_bytes -= len(answered.value or b"")
-            if answered.request_timestamp_ms == timestamp_ms and answered.request_id == request_id:
-                return answered
-        return None
+        answers = self._answers.pop(offset, [])
+        self._values_bytes -= sum(len(answered.value or b"") for answered in answers)
+        return [
+            answered
+            for answered in answers
+            if answered.request_timestamp_ms == timestamp_ms and answered.request_id == request_id
+        ]

@@ -256,7 +256,9 @@ class _Worker:
         chunk = _Chunk(event, len(records), self._progress.set)
         await self._models_known(lane)
         for record in records:
-            overloaded = await self._room_for(lane, record)
+            overloaded = False
+            if self._in_flight.full or not lane.may_take(record.offset):
+                overloaded = await self._room_for(lane, record)
             if lane.closed:
                 return
             if lane.is_isolated(record.offset):
@@ -288,8 +290,8 @@ class _Worker:
             await self._progress.wait()
         lane.name_suspect(record.offset)
         await consumer.commit_lanes([lane])
-        if lane.closed:
-            return
+        if lane.closed or not lane.is_named(record.offset):
+            return  # the group went on without us: nothing runs that is not named
         await self._recall(lane, record.offset)
         lane.offsets.begin(record.offset)
         self._intake.take(record, lane, chunk.confirmed)
@@ -300,9 +302,7 @@ class _Worker:
     async def _recall(self, lane: Lane, offset: int) -> None:
         """Reads answers again whose bytes were too many to keep."""
         for place in lane.ledger.unread(offset):
-            answered = await self._opener.read_again(lane.partition, place)
-            if answered is not None:
-                lane.ledger.supply(answered)
+            lane.ledger.supply(offset, place, await self._opener.read_again(lane.partition, place))
 
     async def _models_known(self, lane: Lane) -> None:
         """Waits while the view of the models topic is too old to say which version is the default."""

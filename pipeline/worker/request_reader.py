@@ -1,0 +1,143 @@
+"""What a record of the requests topic says: a request with a name, or why it is none."""
+
+from collections.abc import Sequence
+
+import msgspec
+from aiokafka import ConsumerRecord
+from blake3 import blake3
+
+from pipeline.core.duplicates import duplicate_key
+from pipeline.core.exchange import Exchange, is_place
+from pipeline.core.lane import SUSPECT_STARTS_MAX, Lane
+from pipeline.core.result_record import Headers
+from pipeline.worker.publisher import PlainRecord
+from schemas.errors import ErrorCode, WireError
+from schemas.request import (
+    InferenceRequest,
+    ReplyTo,
+    UndecodableRecordError,
+    decode_request,
+    is_request_id,
+    readable_request,
+)
+
+# W3C Trace Context, section 3.2.2: 00-<32 hex>-<16 hex>-<2 hex>.
+_TRACEPARENT_BYTES = 55
+
+
+class RequestReader:
+    """Decodes records into their exchanges, and says what is refused before any model is asked.
+
+    Args:
+        replies_topic: the topic of `reply_to` where none is named, and the only one allowed.
+        reply_partitions: how many partitions it has.
+        dead_letter_topic: where records go that are no JSON object.
+    """
+
+    def __init__(self, replies_topic: str, reply_partitions: int, dead_letter_topic: str) -> None:
+        self._replies_topic = replies_topic
+        self._reply_partitions = reply_partitions
+        self._dead_letter_topic = dead_letter_topic
+
+    def read(
+        self, exchange: Exchange, record: ConsumerRecord, lane: Lane
+    ) -> tuple[WireError | None, PlainRecord | None]:
+        """Decodes a record into its exchange: why it is refused, and its dead letter, where there is either."""
+        if lane.is_culprit(record.offset):
+            return self._condemn(exchange, record)
+        try:
+            exchange.request = request = decode_request(record.value, record.headers)
+        except WireError as error:
+            self._identify_invalid(exchange, record)
+            return error, None
+        except UndecodableRecordError as error:
+            letter = self.letter(record, error.reason, error.message)
+            self._name(exchange, record, _named(record.headers))
+            return None if exchange.own_id is None else WireError(ErrorCode.INVALID_REQUEST, error.message), letter
+        return self._identify(exchange, request, record), None
+
+    def _condemn(self, exchange: Exchange, record: ConsumerRecord) -> tuple[WireError, PlainRecord]:
+        """A record that ended worker after worker, running alone: it is not even decoded as the others are."""
+        message = f"{exchange.request_id} ended {SUSPECT_STARTS_MAX} workers, running alone: it does not run again"
+        self._name(exchange, record, _named(record.headers) or _id_alone(record.value))
+        return WireError(ErrorCode.INTERNAL, message), self.letter(record, "CRASHED_WORKER", message)
+
+    def _name(self, exchange: Exchange, record: ConsumerRecord, request_id: str | None) -> None:
+        """A record that is not decoded: its bytes are its content, and it has an id only where somebody gave it one."""
+        exchange.digest = blake3(record.value or b"").hexdigest(16)
+        if request_id is not None and not is_place(request_id, record.topic):
+            exchange.request_id = request_id
+            exchange.own_id = duplicate_key(request_id, None)
+
+    def _identify(self, exchange: Exchange, request: InferenceRequest, record: ConsumerRecord) -> WireError | None:
+        """Takes over what names the request and its answer; what it asks for and cannot have is the refusal."""
+        exchange.model_name = request.model_name
+        if request.requested_at is not None:
+            exchange.requested_at = request.requested_at.timestamp()
+        for name, value in record.headers:
+            if name == "traceparent" and value is not None and len(value) == _TRACEPARENT_BYTES:
+                exchange.traceparent = value
+        if request.id is not None:
+            if is_place(request.id, record.topic):
+                return WireError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"id: {request.id!r} has the form of a record's place in the log, which is kept for records "
+                    "without an id",
+                )
+            exchange.request_id = request.id
+            exchange.own_id = duplicate_key(request.id, request.tenant)
+        if request.callback is not None:
+            return WireError(ErrorCode.INVALID_REQUEST, "callback: webhooks are not delivered by this release")
+        return None if request.reply_to is None else self.refused_reply(request.reply_to)
+
+    def refused_reply(self, reply: ReplyTo) -> WireError | None:
+        """Why no copy can go where the request wants it; its answer stays on results."""
+        allowed, partitions = self._replies_topic, self._reply_partitions
+        if reply.topic in (None, allowed) and reply.partition < partitions:
+            return None
+        if reply.topic not in (None, allowed):
+            what = f"reply_to.topic: {reply.topic!r:.80} is not allowed, only {allowed}"
+        else:
+            what = f"reply_to.partition: {reply.partition} of {allowed}, which has {partitions}"
+        return WireError(ErrorCode.INVALID_REQUEST, what)
+
+    def _identify_invalid(self, exchange: Exchange, record: ConsumerRecord) -> None:
+        """An invalid request is answered under its own id where that is readable and allowed."""
+        exchange.request = None
+        request_id, model_name = readable_request(record.value)
+        exchange.model_name = model_name or ""
+        self._name(exchange, record, request_id)
+
+    def letter(self, record: ConsumerRecord, reason: str, error: str) -> PlainRecord:
+        """A record for the dead letters, with its original bytes and headers."""
+        headers: Headers = [
+            *record.headers,
+            ("reason", reason.encode()),
+            ("error", error.encode("utf-8", "replace")),
+            ("source-topic", record.topic.encode()),
+            ("source-partition", b"%d" % record.partition),
+            ("source-offset", b"%d" % record.offset),
+        ]
+        return PlainRecord(self._dead_letter_topic, None, record.key, record.value, headers)
+
+
+class _IdAlone(msgspec.Struct):
+    id: str | None = None
+
+
+_decode_id = msgspec.json.Decoder(_IdAlone).decode
+
+
+def _id_alone(value: bytes | None) -> str | None:
+    """The id of a JSON object, read by another parser than the one that may have ended the workers before."""
+    try:
+        request_id = _decode_id(value or b"").id
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return request_id if request_id is not None and is_request_id(request_id) else None
+
+
+def _named(headers: Sequence[tuple[str, bytes]]) -> str | None:
+    value = next((value for name, value in headers if name == "ce_id"), None)
+    text = value.decode("ascii", "replace") if value is not None else None
+    return text if text is not None and is_request_id(text) else None
