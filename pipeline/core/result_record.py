@@ -131,7 +131,7 @@ def _cache_parameters(answer: Answer) -> bytes:
     if answer.key is not None:
         parts += b'"cache_key":"%b",' % answer.key.hex().encode()
     # Whoever derives this answer's events again knows by it that an inference was started, though it failed.
-    if answer.outputs is not None or (answer.dispatched_at is not None and answer.cache_status != "coalesced"):
+    if answer.outputs is not None or answer.dispatched_at is not None:
         parts += b'"inference_ms":%.3f,' % (answer.inference_s * 1e3)
     if answer.instance:
         parts += b'"instance":%b,' % _quoted(answer.instance)

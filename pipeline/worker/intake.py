@@ -23,7 +23,6 @@ from pipeline.ports import Clock
 from pipeline.worker.publisher import Outgoing, PlainRecord, Publisher
 from pipeline.worker.request_reader import RequestReader
 from schemas.errors import ErrorCode, WireError
-from schemas.request import InferenceRequest
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +179,7 @@ class Intake:
         """The request's digest, and its id for those that bring it again."""
         exchange = ticket.exchange
         if exchange.request is not None:
-            exchange.digest = request_digest(exchange.request, ticket.prepared.content or _content(exchange.request))
+            exchange.digest = request_digest(exchange.request, _prepared(ticket).content)
         if exchange.own_id is not None:
             first = First(exchange.offset, exchange.timestamp_ms, bytes.fromhex(exchange.digest))
             ticket.lane.duplicates.add(exchange.own_id, first)
@@ -241,7 +240,7 @@ class Intake:
                 first = First(exchange.offset, exchange.timestamp_ms, known.digest)
                 ticket.lane.duplicates.add(exchange.own_id, first)
             if exchange.request is not None:
-                exchange.input_bytes = _input_bytes(exchange.request)
+                exchange.input_bytes = _prepared(ticket).input_bytes
             events = self._lines.of(exchange, answer, result, worker)
             others += self._copies(exchange, result)
             self._publish(ticket, None, events, others)
@@ -253,7 +252,7 @@ class Intake:
         self.duplicates += 1
         exchange = ticket.exchange
         if exchange.request is not None:
-            exchange.digest = request_digest(exchange.request, _content(exchange.request))
+            exchange.digest = request_digest(exchange.request, _prepared(ticket).content)
         same = bytes.fromhex(exchange.digest) == first.digest
         others: tuple[PlainRecord, ...] = ()
         if not same:
@@ -276,23 +275,19 @@ def _overloaded(exchange: Exchange) -> WireError:
     return WireError(ErrorCode.OVERLOADED, f"no room for {waited_ms:.0f} ms: try again later")
 
 
-def _input_bytes(request: InferenceRequest) -> int:
-    """Raw bytes of all inputs; 0 where they were never valid, as the engine counts them."""
-    try:
-        return sum(len(tensor.to_tensor().raw) for tensor in request.inputs)
-    except WireError:
-        return 0
+def _prepared(ticket: Ticket) -> Prepared:
+    """Content and size of a request, also where the engine did not look into it: expired, or its model is not served.
 
-
-def _content(request: InferenceRequest) -> bytes:
-    """The content's digest of a request that the engine did not look into: expired, or its model is not served.
-
-    It must be what the engine would have computed: the same request later is a duplicate, not another one.
+    They must be what the engine would have found: the same request later is a duplicate, not another one.
     """
+    prepared, request = ticket.prepared, ticket.exchange.request
+    if prepared.content or request is None:
+        return prepared
     try:
         tensors = [tensor.to_tensor() for tensor in request.inputs]
-        return content_digest(tensors, sort_parameters(request.parameters).keyed)
-    except WireError:
-        pass  # never valid, whatever model it meets
-    inputs = [[tensor.name, tensor.datatype, tensor.shape, tensor.data] for tensor in request.inputs]
-    return blake3(repr(inputs).encode("utf-8", "surrogatepass")).digest()
+        prepared.content = content_digest(tensors, sort_parameters(request.parameters).keyed)
+        prepared.input_bytes = sum(len(tensor.raw) for tensor in tensors)
+    except WireError:  # never valid, whatever model it meets
+        inputs = [[tensor.name, tensor.datatype, tensor.shape, tensor.data] for tensor in request.inputs]
+        prepared.content = blake3(repr(inputs).encode("utf-8", "surrogatepass")).digest()
+    return prepared

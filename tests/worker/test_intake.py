@@ -40,11 +40,11 @@ class Bench:
     publishing: "asyncio.Task[None]"
     confirmed: int = 0
     rooms: list[int] = field(default_factory=list)
-    _next: int = 0
+    next_offset: int = 0
 
-    def take(self, value: Any, headers: Headers | None = None, **changes: Any) -> int:
+    def take(self, value: Any, headers: Headers | None = None, *, overloaded: bool = False, **changes: Any) -> int:
         """One record of the requests topic; an object is its JSON. Returns its offset."""
-        offset, self._next = self._next, self._next + 1
+        offset, self.next_offset = self.next_offset, self.next_offset + 1
         body = json.dumps(value).encode() if isinstance(value, dict) else value
         members: dict[str, Any] = {
             "topic": TOPIC, "partition": 2, "offset": offset, "timestamp": int(the_clock().now() * 1000),
@@ -53,7 +53,7 @@ class Bench:
             **changes,
         }  # fmt: skip
         self.lane.offsets.begin(offset)
-        self.intake.take(ConsumerRecord(**members), self.lane, self._one_confirmed)
+        self.intake.take(ConsumerRecord(**members), self.lane, self._one_confirmed, overloaded=overloaded)
         return offset
 
     def _one_confirmed(self) -> None:
@@ -342,7 +342,7 @@ async def test_closed_lanes_answers_go_nowhere() -> None:
     assert made.confirmed == 1
 
 
-def _some_record(rng: random.Random, number: int) -> tuple[Any, Headers]:
+def some_record(rng: random.Random, number: int) -> tuple[Any, Headers]:
     """A record of any kind."""
     kind = rng.randrange(12)
     if kind == 0:
@@ -378,7 +378,7 @@ async def test_random_run_leaves_nothing_behind(seed: int) -> None:
         if rng.random() < 0.02:
             for server in made.system.servers:
                 server.down = not server.down and rng.random() < 0.5
-        made.take(*_some_record(rng, number))
+        made.take(*some_record(rng, number))
         assert made.in_flight.count >= 0
         if rng.random() < 0.4:
             await asyncio.sleep(rng.choice([0, 0.001, 0.02]))
