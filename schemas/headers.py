@@ -9,6 +9,7 @@ from schemas.request import ID_PATTERN
 
 _DECIMAL = "^[0-9]+$"
 _TRACEPARENT = "^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+_RETRY_OF = "The id, or the place in the log, of the dead letter that this sends again."
 _LENGTH = "Inference-Header-Content-Length"
 
 
@@ -25,6 +26,7 @@ class RequestHeaders(BaseModel):
     ce_subject: str | None = Field(default=None, description="The model.")
     content_type: str | None = Field(default=None, alias="content-type")
     traceparent: str | None = Field(default=None, pattern=_TRACEPARENT, description="W3C Trace Context.")
+    retry_of: str | None = Field(default=None, alias="retry-of", description=_RETRY_OF)
 
 
 class BinaryRequestHeaders(RequestHeaders):
@@ -75,12 +77,16 @@ class EventHeaders(BaseModel):
     redelivered: str | None = Field(
         default=None, pattern="^1$", description="The same lines may be in the log, or in ClickHouse, already."
     )
+    retry_of: str | None = Field(default=None, alias="retry-of", description=_RETRY_OF)
 
 
 class DeadLetterHeaders(BaseModel):
     """Besides the original record's own headers: why it is here and where it was."""
 
-    reason: str = Field(description="A stable word.", examples=["NOT_JSON", "TOMBSTONE", "BAD_BINARY_LENGTH", "DUPLICATE_ID", "CRASHED_WORKER"])
+    reason: str = Field(
+        description="A stable word.",
+        examples=["NOT_JSON", "TOMBSTONE", "BAD_BINARY_LENGTH", "DUPLICATE_ID", "CRASHED_WORKER", "INVALID_EVENT"],
+    )
     error: str = Field(description="A sentence for people.")
     source_topic: str = Field(alias="source-topic")
     source_partition: str = Field(alias="source-partition", pattern=_DECIMAL)

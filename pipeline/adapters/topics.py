@@ -23,14 +23,29 @@ RECORD_OVERHEAD_BYTES = 64 * 1024
 
 _DAY_MS = 86_400_000
 _REQUESTS_RETENTION_MS = 7 * _DAY_MS
-# Requests' own, plus the longest `timeout_ms` (7 days), plus a day for segments that are not rolled at once: the
-# results are the ledger of what was answered, and must outlive every request that may still be read.
-_RESULTS_RETENTION_MS = _REQUESTS_RETENTION_MS + 8 * _DAY_MS
+# Results are the ledger of what was answered, and must outlive every request that may still be read: kept as long as
+# requests, plus the longest `timeout_ms`. Ours a day longer, for segments of requests that are not rolled at once.
+_TIMEOUT_MAX_MS = 7 * _DAY_MS
+_RESULTS_RETENTION_MS = _REQUESTS_RETENTION_MS + _TIMEOUT_MAX_MS + _DAY_MS
 _EVENTS_RETENTION_MS = 14 * _DAY_MS  # how long ClickHouse may be down without a lost row
 _DEAD_LETTER_RETENTION_MS = 30 * _DAY_MS
+_FOREVER = "-1"
+_TOPIC_AUTHORIZATION_FAILED = 29
 _TOPIC_ALREADY_EXISTS = 36
 # DescribeConfigs' source of a value that was set on the topic itself.
 _DYNAMIC_TOPIC_CONFIG = 1
+# What a plan fixes, except `retention.ms`: how long is the owner's choice, within the rule for results.
+_CHECKED = ("max.message.bytes", "message.timestamp.type", "cleanup.policy", "retention.bytes", "min.insync.replicas")
+# What a worker does not start without: an answer that the ledger loses is given again, one that does not fit ends the
+# worker that has it, and with other times deadlines follow the producers' clocks.
+_NEEDED_BY_WORKERS = {
+    "requests": {"message.timestamp.type", "cleanup.policy", "retention.bytes"},
+    "results": {"max.message.bytes", "cleanup.policy", "retention.bytes", "retention.ms"},
+}
+
+
+class TopicConfigsForbidden(TopicError):  # noqa: N818 - a state, not a mistake
+    """This client may not read topics' settings (Kafka's ACL operation DescribeConfigs)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +59,19 @@ class TopicPlan:
 
 @dataclass(frozen=True, slots=True)
 class ConfigDifference:
-    """A setting of an existing topic that does not fit."""
+    """A setting of an existing topic that does not fit; `stops_workers` where they refuse to start on it."""
 
     topic: str
     setting: str
     found: str
     expected: str
+    stops_workers: bool = False
+
+    def __str__(self) -> str:
+        return (
+            f"{self.topic}: {self.setting} is {self.found or 'not set'}, expected {self.expected} "
+            "(`pipeline topics create --alter` changes it)"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +113,24 @@ def plan_topics(settings: Settings, request_partitions: int, replicas: int) -> t
     kafka = settings.kafka
     return (
         # The broker's time: deadlines and queue times must not depend on producers' clocks.
-        plan("requests", request_partitions, record, _REQUESTS_RETENTION_MS, message_timestamp_type="LogAppendTime"),
-        plan("results", request_partitions, record, _RESULTS_RETENTION_MS),
+        plan(
+            "requests",
+            request_partitions,
+            record,
+            _REQUESTS_RETENTION_MS,
+            message_timestamp_type="LogAppendTime",
+            retention_bytes=_FOREVER,
+        ),
+        # Cut by size, the ledger would forget answers whose requests are still read. By the broker's time an answer
+        # never stands before its request, whatever the worker's clock says.
+        plan(
+            "results",
+            request_partitions,
+            record,
+            _RESULTS_RETENTION_MS,
+            message_timestamp_type="LogAppendTime",
+            retention_bytes=_FOREVER,
+        ),
         plan("chunks", request_partitions, record, _DAY_MS),
         plan("replies", kafka.reply_partitions, record, _DAY_MS),
         plan("events", kafka.event_partitions, events, _EVENTS_RETENTION_MS),
@@ -127,8 +165,7 @@ async def create_topics(settings: Settings, *, alter: bool = False, timeout_s: f
 
 
 async def _create(admin: AIOKafkaAdminClient, settings: Settings, alter: bool) -> TopicsReport:
-    # All topics are listed: asking for one by name makes it, on brokers that create topics by themselves.
-    partitions = {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+    partitions = await partition_counts(admin)
     brokers = len((await admin.describe_cluster())["brokers"])
     requests = settings.topic("requests")
     replicas = settings.kafka.replication_factor or min(3, brokers)
@@ -139,8 +176,7 @@ async def _create(admin: AIOKafkaAdminClient, settings: Settings, alter: bool) -
     await _make(admin, missing, replicas)
     await _until_led(admin, plans)
     found = await _configs(admin, [plan.name for plan in existing])
-    texts = {name: {setting: text for setting, (text, _) in configs.items()} for name, configs in found.items()}
-    differences = find_differences(existing, texts, settings)
+    differences = find_differences(existing, _texts(found), settings)
     if alter and differences:
         await _alter(admin, found, differences)
     started = await _commit_group_start(
@@ -153,6 +189,30 @@ async def _create(admin: AIOKafkaAdminClient, settings: Settings, alter: bool) -
         altered=differences if alter else (),
         started_partitions=started,
     )
+
+
+async def partition_counts(admin: AIOKafkaAdminClient) -> dict[str, int]:
+    """Partitions by topic, of every topic this client may see."""
+    # All topics are listed: asking for one by name makes it, on brokers that create topics by themselves.
+    return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+
+
+async def check_worker_topics(admin: AIOKafkaAdminClient, settings: Settings, partitions: Mapping[str, int]) -> None:
+    """Checks that a worker can keep its promises on the topics as they are; `partitions` are theirs, by name.
+
+    Raises:
+        TopicError: they cannot; one line for each difference: topic, setting, found, expected, the command that mends.
+        TopicConfigsForbidden: their settings cannot be read; everything else fits.
+        KafkaError: Kafka does not answer.
+    """
+    requests, results = settings.topic("requests"), settings.topic("results")
+    check_partitions(partitions, requests, results)
+    # How many replicas must confirm is not judged here, so their number does not matter.
+    plans = [plan for plan in plan_topics(settings, partitions[requests], 1) if plan.name in {requests, results}]
+    found = await _configs(admin, [plan.name for plan in plans])
+    differences = find_differences(plans, _texts(found), settings)
+    if refusals := [str(difference) for difference in differences if difference.stops_workers]:
+        raise TopicError("\n".join(refusals))
 
 
 def check_partitions(partitions: Mapping[str, int], requests: str, *followers: str) -> None:
@@ -203,38 +263,61 @@ async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str
     resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
     for answer in await admin.describe_configs(resources) if resources else ():
         for code, message, _kind, name, entries in answer.resources:
-            if code:
-                raise TopicError(f"the settings of topic {name} cannot be read: {message or for_code(code).__name__}")
+            _check_readable(name, code, message)
             found[name] = {entry[0]: (entry[1] or "", entry[3] == _DYNAMIC_TOPIC_CONFIG) for entry in entries}
     return found
+
+
+def _check_readable(topic: str, code: int, message: str | None) -> None:
+    if not code:
+        return
+    error = for_code(code)
+    # A topic that a broker has not heard of yet is one to ask for again.
+    if error.retriable:
+        raise error(f"the settings of topic {topic}: {message or error.description}")
+    kind = TopicConfigsForbidden if code == _TOPIC_AUTHORIZATION_FAILED else TopicError
+    raise kind(f"the settings of topic {topic} cannot be read: {message or error.description}")
+
+
+def _texts(found: Mapping[str, _Configs]) -> dict[str, dict[str, str]]:
+    return {name: {setting: text for setting, (text, _) in configs.items()} for name, configs in found.items()}
 
 
 def find_differences(
     plans: Sequence[TopicPlan], found: Mapping[str, Mapping[str, str]], settings: Settings
 ) -> tuple[ConfigDifference, ...]:
-    """The settings of existing topics that do not fit their plans; a larger limit or a longer retention does."""
+    """The settings of existing topics that do not fit their plans; a larger limit or a longer retention does.
+
+    `found` are the settings in force by topic, the broker's defaults among them.
+    """
     differences: list[ConfigDifference] = []
-    kept_ms = int(found.get(settings.topic("requests"), {}).get("retention.ms", _REQUESTS_RETENTION_MS))
+    requests = found.get(settings.topic("requests"), {})
     for plan in plans:
-        for setting in ("max.message.bytes", "message.timestamp.type", "cleanup.policy", "min.insync.replicas"):
-            expected = plan.configs.get(setting)
-            text = found[plan.name].get(setting, "")
-            if expected is None or text == expected:
-                continue
-            if expected.isdigit() and text.isdigit() and int(text) >= int(expected):
-                continue
-            differences.append(ConfigDifference(plan.name, setting, text, expected))
-        if plan.name == settings.topic("results"):
-            differences += _retention_difference(plan.name, int(found[plan.name].get("retention.ms", -1)), kept_ms)
+        name = plan.name.removeprefix(settings.kafka.topic_prefix)
+        expected = {setting: plan.configs[setting] for setting in _CHECKED if setting in plan.configs}
+        if name == "results":
+            expected |= _expected_of_results(expected["max.message.bytes"], requests)
+        differences += [
+            ConfigDifference(plan.name, setting, text, wanted, setting in _NEEDED_BY_WORKERS.get(name, ()))
+            for setting, wanted in expected.items()
+            if not _fits(setting, text := found[plan.name].get(setting, ""), wanted)
+        ]
     return tuple(differences)
 
 
-def _retention_difference(results: str, found_ms: int, requests_ms: int) -> list[ConfigDifference]:
-    """Results must be kept at least as long as requests; -1 is for ever."""
-    if found_ms == -1 or (requests_ms != -1 and found_ms >= requests_ms):
-        return []
-    expected_ms = -1 if requests_ms == -1 else max(requests_ms + 8 * _DAY_MS, _RESULTS_RETENTION_MS)
-    return [ConfigDifference(results, "retention.ms", str(found_ms), str(expected_ms))]
+def _expected_of_results(bytes_max: str, requests: Mapping[str, str]) -> dict[str, str]:
+    """What the settings of requests, as they are, ask of results: to hold as large a record, and to outlive it."""
+    kept_ms = requests.get("retention.ms", str(_REQUESTS_RETENTION_MS))
+    return {
+        "max.message.bytes": max(bytes_max, requests.get("max.message.bytes", "0"), key=int),
+        "retention.ms": _FOREVER if kept_ms == _FOREVER else str(int(kept_ms) + _TIMEOUT_MAX_MS),
+    }
+
+
+def _fits(setting: str, found: str, expected: str) -> bool:
+    if found == expected or (setting == "retention.ms" and found == _FOREVER):
+        return True
+    return found.isdigit() and expected.isdigit() and int(found) >= int(expected)
 
 
 async def _alter(

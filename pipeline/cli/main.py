@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli import bench, demo, doctor, models, processes, sql, status, submit, topics, up
+from pipeline.cli import bench, dead_letter, demo, doctor, models, processes, sql, status, submit, topics, up
 
 
 class _OneLineErrors(TyperGroup):
@@ -38,11 +38,11 @@ def expected_errors() -> tuple[type[Exception], ...]:
 
 
 def error_lines(error: Exception) -> list[str]:
-    """An expected error in words: one line; of several servers that cannot start, one for each."""
+    """An expected error in words: one line; of several servers or topics that are at fault, one for each."""
     text = str(error) or type(error).__name__
     if type(error).__name__ == "KafkaConnectionError":
         return ["Kafka does not answer: is PIPELINE_KAFKA__BOOTSTRAP_SERVERS right, and does it run?"]
-    if type(error).__name__ == "StackError":
+    if type(error).__name__ in {"StackError", "TopicError"}:
         return text.splitlines()
     return [" ".join(text.split())]
 
@@ -63,6 +63,7 @@ processes.add_to(app)
 submit.add_to(app)
 sql.add_to(app)
 topics.add_to(app)
+dead_letter.add_to(app)
 models.add_to(app)
 bench.add_to(app)
 doctor.add_to(app)

@@ -44,11 +44,7 @@ def _print_report(report: "TopicsReport") -> None:
     for change in report.altered:
         typer.echo(f"{change.topic}: {change.setting} changed from {change.found or 'nothing'} to {change.expected}")
     for difference in report.differences:
-        typer.echo(
-            f"{difference.topic}: {difference.setting} is {difference.found or 'not set'}, expected "
-            f"{difference.expected} (`pipeline topics create --alter` changes it)",
-            err=True,
-        )
+        typer.echo(str(difference), err=True)
 
 
 def migrate(as_json: Annotated[bool, typer.Option("--json", help="The files applied, as JSON.")] = False) -> None:

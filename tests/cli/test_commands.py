@@ -13,7 +13,8 @@ from pipeline.cli.main import app
 
 COMMANDS = (
     "demo", "up", "status", "worker", "sink", "submit", "results", "sql", "topics", "topics create", "migrate",
-    "models", "models check", "models register", "models list", "doctor", "bench",
+    "models", "models check", "models register", "models list", "dead-letter", "dead-letter list",
+    "dead-letter retry", "doctor", "bench",
 )  # fmt: skip
 
 
@@ -124,6 +125,7 @@ def test_status_without_anything_is_all_null() -> None:
     assert code == 1
     assert set(document) == {
         "kafka", "gateway", "clickhouse", "redis", "triton", "workers", "sink", "watcher", "model_repository",
+        "processes",
     }  # fmt: skip
     assert set(document.values()) == {None}
 

@@ -72,28 +72,85 @@ def test_more_results_than_requests_are_fine() -> None:
     check_partitions({"requests": 4, "results": 8}, "requests", "results", "not-there")
 
 
+def differences(**changed: str) -> list[ConfigDifference]:
+    """What is found where some settings differ: `requests_retention_ms="5"`; an empty text is one that is not set."""
+    found = {name: dict(PLANS[name].configs) for name in ("requests", "results")}
+    for name, text in changed.items():
+        topic, _, setting = name.partition("_")
+        found[topic][setting.replace("_", ".")] = text
+    plans = [PLANS[name] for name in found]
+    return list(find_differences(plans, {PLANS[name].name: configs for name, configs in found.items()}, SETTINGS))
+
+
+def test_topics_as_planned_do_not_differ() -> None:
+    """What `create_topics` makes fits, with the broker's answer to every setting."""
+    assert differences() == []
+
+
 def test_differences_are_only_what_does_not_fit() -> None:
     """A larger limit is no difference; a smaller one, another time or another policy is."""
-    plan = PLANS["requests"]
-    size = plan.configs["max.message.bytes"]
-    found = dict(plan.configs) | {"max.message.bytes": "99999999", "message.timestamp.type": "CreateTime"}
-    assert find_differences([plan], {plan.name: found}, SETTINGS) == (
-        ConfigDifference(plan.name, "message.timestamp.type", "CreateTime", "LogAppendTime"),
-    )
-    small = dict(plan.configs) | {"max.message.bytes": "1000"}
-    assert find_differences([plan], {plan.name: small}, SETTINGS) == (
-        ConfigDifference(plan.name, "max.message.bytes", "1000", size),
-    )
+    size = PLANS["requests"].configs["max.message.bytes"]
+    requests = "inference.requests"
+    assert differences(requests_message_timestamp_type="CreateTime", results_max_message_bytes="99999999") == [
+        ConfigDifference(requests, "message.timestamp.type", "CreateTime", "LogAppendTime", stops_workers=True),
+    ]
+    assert differences(requests_max_message_bytes="1000") == [
+        ConfigDifference(requests, "max.message.bytes", "1000", size),
+    ]
+    assert differences(requests_min_insync_replicas="1") == [
+        ConfigDifference(requests, "min.insync.replicas", "1", "2"),
+    ]
+
+
+DAY_MS = 86_400_000
 
 
 @pytest.mark.parametrize(
-    ("requests_ms", "results_ms", "fits"),
-    [("1000", "999", False), ("1000", "1000", True), ("-1", "5", False), ("5", "-1", True)],
+    ("requests_ms", "results_ms", "expected"),
+    [
+        ("1000", str(7 * DAY_MS + 1000), None),
+        ("1000", str(7 * DAY_MS + 999), str(7 * DAY_MS + 1000)),
+        ("-1", str(99 * DAY_MS), "-1"),
+        ("-1", "-1", None),
+        ("5", "-1", None),
+        (str(7 * DAY_MS), "", str(14 * DAY_MS)),
+    ],
 )
-def test_results_kept_shorter_than_requests_differ(requests_ms: str, results_ms: str, fits: bool) -> None:
-    """The ledger of answers must not be shorter than what may still be asked; -1 is for ever."""
-    plans = [PLANS["requests"], PLANS["results"]]
-    found = {plan.name: dict(plan.configs) for plan in plans}
-    found[plans[0].name]["retention.ms"] = requests_ms
-    found[plans[1].name]["retention.ms"] = results_ms
-    assert (find_differences(plans, found, SETTINGS) == ()) is fits
+def test_results_outlive_requests_as_they_are(requests_ms: str, results_ms: str, expected: str | None) -> None:
+    """The ledger is kept as long as what may still be asked, and the longest timeout; -1 is for ever."""
+    found = differences(requests_retention_ms=requests_ms, results_retention_ms=results_ms)
+    wanted = ConfigDifference("inference.results", "retention.ms", results_ms, expected or "", stops_workers=True)
+    assert found == ([] if expected is None else [wanted])
+
+
+def test_results_hold_what_requests_hold() -> None:
+    """A results topic as planned is too small beside larger requests."""
+    size = PLANS["results"].configs["max.message.bytes"]
+    assert differences(requests_max_message_bytes="99999999") == [
+        ConfigDifference("inference.results", "max.message.bytes", size, "99999999", stops_workers=True),
+    ]
+
+
+@pytest.mark.parametrize("topic", ["requests", "results"])
+@pytest.mark.parametrize(
+    ("setting", "text", "expected"),
+    [
+        ("cleanup.policy", "compact", "delete"),
+        ("cleanup.policy", "compact,delete", "delete"),
+        ("retention.bytes", "1073741824", "-1"),
+    ],
+)
+def test_ledger_is_cut_by_time_alone(topic: str, setting: str, text: str, expected: str) -> None:
+    """Neither compaction nor a limit in bytes may take a request or an answer out of the log."""
+    name = f"{topic}_{setting.replace('.', '_')}"
+    assert differences(**{name: text}) == [
+        ConfigDifference(f"inference.{topic}", setting, text, expected, stops_workers=True),
+    ]
+
+
+def test_difference_says_what_mends_it() -> None:
+    """One line: topic, setting, found, expected, command."""
+    (difference,) = differences(results_cleanup_policy="")
+    assert str(difference) == (
+        "inference.results: cleanup.policy is not set, expected delete (`pipeline topics create --alter` changes it)"
+    )
