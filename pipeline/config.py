@@ -108,7 +108,8 @@ class WorkerSettings(_Section):
 
     group: str = Field(default="inference-worker", min_length=1)
     # 4,096 misses at the 10 ms of a small batch is 400,000/s, far beyond one core; a bound in number only guards
-    # against a fleet that stopped answering. Bytes guard against large tensors: 64 of 8 MiB.
+    # against a fleet that stopped answering. Bytes guard against large tensors, 16 of 8 MiB: until Kafka has confirmed
+    # its result and its events, a request counts as four times its inputs.
     max_in_flight: int = Field(default=4096, ge=1)
     max_in_flight_bytes: int = Field(default=512 * MIB, ge=1)
     # One attempt at one instance.

@@ -359,6 +359,8 @@ def _code(error: InferenceServerError) -> ErrorCode:
 
 def _settle(member: Member) -> None:
     member.done = True
+    # Flight and member would hold each other, and all tensors, until the garbage collector comes by: measured, 1.7 GB.
+    member.flight = None
     if member.timer is not None:
         member.timer.cancel()
         member.timer = None

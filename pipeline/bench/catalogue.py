@@ -2,29 +2,35 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
-from pipeline.bench import cache_key, engine_hit
+from pipeline.bench import blobs, cache_key, engine_hit, workload
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Figure
 from pipeline.bench.rig import Rig
 from pipeline.config import Settings
+
+# They take minutes and gigabytes of disk: only when they are named.
+_ONLY_NAMED = {"memory"}
 
 
 @dataclass(frozen=True, slots=True)
 class Alone:
     """A benchmark of this process alone."""
 
+    group: str
     figures: tuple[str, ...]
     measure: Callable[[Settings, Effort], Awaitable[list[Figure]]]
 
 
 @dataclass(frozen=True, slots=True)
 class OnServers:
-    """A benchmark on Kafka, with a Triton or ClickHouse where it says so."""
+    """A benchmark on Kafka, with a Triton that serves `models`, if any, or ClickHouse where it says so."""
 
+    group: str
     figures: tuple[str, ...]
     measure: Callable[[Rig, Effort], Awaitable[list[Figure]]]
-    triton: bool = False
+    models: tuple[str, ...] = ()
     clickhouse: bool = False
 
 
@@ -32,16 +38,23 @@ Benchmark = Alone | OnServers
 
 
 def _benchmarks() -> tuple[Benchmark, ...]:
-    from pipeline.bench import hit_latency, hit_throughput, miss, sink_rows
+    from pipeline.bench import hit_latency, hit_throughput, memory_flat, miss, sink_memory, sink_rows, worker_memory
 
+    digits = (workload.MODEL,)
     return (
-        Alone(("engine.hit_cpu", "engine.hit_events_cpu"), engine_hit.measure),
-        Alone(("cache.key_600kb", "cache.key_4kb", "cache.key_256b"), cache_key.measure),
+        Alone("engine", ("engine.hit_cpu", "engine.hit_events_cpu"), engine_hit.measure),
+        Alone("cache", ("cache.key_600kb", "cache.key_4kb", "cache.key_256b"), cache_key.measure),
         # Misses run in this very process, so they come before the load generator has scattered its memory.
-        OnServers(("miss.throughput", "miss.dispatch", "miss.latency"), miss.measure, triton=True),
-        OnServers(("hit.throughput", "hit.cpu"), hit_throughput.measure, triton=True),
-        OnServers(("hit.latency_p50", "hit.latency_p99"), hit_latency.measure, triton=True),
-        OnServers(("sink.throughput",), sink_rows.measure, clickhouse=True),
+        OnServers("miss", ("miss.throughput", "miss.dispatch", "miss.latency"), miss.measure, models=digits),
+        OnServers("hit", ("hit.throughput", "hit.cpu"), hit_throughput.measure, models=digits),
+        OnServers("hit", ("hit.latency_p50", "hit.latency_p99"), hit_latency.measure, models=digits),
+        OnServers("sink", ("sink.throughput",), sink_rows.measure, clickhouse=True),
+        *[
+            OnServers("memory", (case.name,), partial(worker_memory.measure, case=case), models=(blobs.MODEL,))
+            for case in worker_memory.CASES
+        ],
+        OnServers("memory", ("worker.memory_flat",), memory_flat.measure, models=digits),
+        OnServers("memory", ("sink.backlog_memory",), sink_memory.measure, clickhouse=True),
     )
 
 
@@ -57,22 +70,22 @@ def chosen(names: Sequence[str]) -> list[tuple[Benchmark, frozenset[str]]]:
     """The benchmarks to run, in the catalogue's order, each with the figures that are wanted of it.
 
     Args:
-        names: groups (`hit`) or figures (`hit.throughput`); none for all.
+        names: groups (`hit`) or figures (`hit.throughput`); none for all that take less than minutes.
 
     Raises:
         UnknownBenchmarkError: a name that is neither.
     """
     benchmarks = _benchmarks()
     figures = [figure for benchmark in benchmarks for figure in benchmark.figures]
-    groups = list(dict.fromkeys(figure.partition(".")[0] for figure in figures))
+    groups = list(dict.fromkeys(benchmark.group for benchmark in benchmarks))
     for name in names:
         if name not in groups and name not in figures:
             raise UnknownBenchmarkError(name, [*groups, *figures])
+    wanted = set(names) or set(groups) - _ONLY_NAMED
     found = []
     for benchmark in benchmarks:
-        wanted = frozenset(
-            figure for figure in benchmark.figures if not names or figure in names or figure.partition(".")[0] in names
-        )
-        if wanted:
-            found.append((benchmark, wanted))
+        whole = benchmark.group in wanted
+        some = frozenset(figure for figure in benchmark.figures if whole or figure in wanted)
+        if some:
+            found.append((benchmark, some))
     return found

@@ -23,6 +23,10 @@ class Effort:
         sink_batches: full batches for each of two partitions, per run.
         sink_batch_rows: lines of one batch.
         sink_pairs: pairs of sink runs.
+        backlog_records: requests that wait before a worker or a sink starts, for the memory it takes.
+        backlog_bytes: of each one's tensor.
+        flat_seconds: how long a worker is kept busy, to see whether its memory grows.
+        flat_warm_requests: requests before the first reading: the cache has been full for long.
     """
 
     # 25 rounds of 2,000 calls of 10 us are half a second: some round meets a quiet moment.
@@ -43,3 +47,9 @@ class Effort:
     sink_batches: int = 2
     sink_batch_rows: int = 50_000
     sink_pairs: int = 3
+    # 1.2 GB, four times what the bounds of these benchmarks allow to be held.
+    backlog_records: int = 2000
+    backlog_bytes: int = 600_000
+    flat_seconds: float = 60.0
+    # Half of them misses of 1.7 kB each: the cache of 4 MiB has been filled eight times.
+    flat_warm_requests: int = 40_000

@@ -12,6 +12,9 @@ from pipeline.errors import SettingsError
 _POLL_S = 0.05
 # What may still be on its way when the last request was sent.
 _DRAIN_S = 10.0
+# 200,000 small records, or a hundred large ones.
+_QUEUED_KIB_MAX = 256 * 1024
+_ADMIN_TIMEOUT_S = 30.0
 
 
 def producer_of(kafka: KafkaSettings, **options: object) -> Any:
@@ -24,7 +27,8 @@ def producer_of(kafka: KafkaSettings, **options: object) -> Any:
         from confluent_kafka import Producer
     except ImportError as error:
         raise SettingsError("benchmarks on Kafka need the package confluent-kafka: run `make install`") from error
-    return Producer({**_connection(kafka), "partitioner": "murmur2_random", "acks": "all", **options})
+    defaults = {"partitioner": "murmur2_random", "acks": "all", "queue.buffering.max.kbytes": _QUEUED_KIB_MAX}
+    return Producer({**_connection(kafka), **defaults, **options})
 
 
 def _connection(kafka: KafkaSettings) -> dict[str, object]:
@@ -35,8 +39,25 @@ def _connection(kafka: KafkaSettings) -> dict[str, object]:
     return {"bootstrap.servers": kafka.bootstrap_servers, "log_level": 2}
 
 
-def prefill(kafka: KafkaSettings, topic: str, records: Iterable[RequestRecord]) -> int:
+def prefill(kafka: KafkaSettings, topic: str, records: Iterable[RequestRecord], compression: str = "none") -> int:
     """Puts request records into a topic and waits until Kafka has them; returns how many.
+
+    Args:
+        kafka: where.
+        topic: the requests topic.
+        records: taken one by one, as fast as Kafka takes them.
+        compression: Kafka's name of a codec.
+
+    Raises:
+        RuntimeError: Kafka refused one.
+    """
+    options: dict[str, object] = {"linger.ms": 5, "queue.buffering.max.messages": 200_000}
+    producer = producer_of(kafka, **options, **{"compression.type": compression})
+    return send_all(producer, topic, ({"value": one.value, "key": one.key, "headers": one.headers} for one in records))
+
+
+def send_all(producer: Any, topic: str, messages: Iterable[dict[str, Any]]) -> int:
+    """Sends messages, given as the producer's own arguments, and waits until Kafka has them; returns how many.
 
     Raises:
         RuntimeError: Kafka refused one.
@@ -47,10 +68,14 @@ def prefill(kafka: KafkaSettings, topic: str, records: Iterable[RequestRecord]) 
         if error is not None:
             failures.append(str(error))
 
-    producer = producer_of(kafka, **{"linger.ms": 5, "queue.buffering.max.messages": 200_000})
     count = 0
-    for record in records:
-        producer.produce(topic, record.value, record.key, headers=record.headers, on_delivery=delivered)
+    for message in messages:
+        while True:
+            try:
+                producer.produce(topic, on_delivery=delivered, **message)
+                break
+            except BufferError:  # its queue is full: there is room when Kafka has confirmed some
+                producer.poll(_POLL_S)
         count += 1
         if not count % 1000:
             producer.poll(0)
@@ -58,6 +83,22 @@ def prefill(kafka: KafkaSettings, topic: str, records: Iterable[RequestRecord]) 
     if failures:
         raise RuntimeError(f"{len(failures)} of {count} records were not accepted by Kafka: {failures[0]}")
     return count
+
+
+def compress_topics(kafka: KafkaSettings, topics: Iterable[str], codec: str) -> None:
+    """Has the broker compress what is written to these topics: a long run must not fill the disk.
+
+    Raises:
+        KafkaException: it refused.
+    """
+    import confluent_kafka.admin
+
+    api: Any = confluent_kafka.admin  # its types leave out what it takes from its own modules
+    setting = api.ConfigEntry("compression.type", codec, incremental_operation=api.AlterConfigOpType.SET)
+    resources = [api.ConfigResource("topic", name, incremental_configs=[setting]) for name in topics]
+    admin = api.AdminClient(_connection(kafka))
+    for future in admin.incremental_alter_configs(resources).values():
+        future.result(_ADMIN_TIMEOUT_S)
 
 
 def read_values(kafka: KafkaSettings, topic: str, since: dict[int, int], until: dict[int, int]) -> list[Any]:

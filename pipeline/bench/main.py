@@ -26,7 +26,7 @@ def run(names: Sequence[str], as_json: bool, effort: Effort | None = None) -> in
     """Measures and prints; progress goes to standard error.
 
     Args:
-        names: groups or figures; none for all.
+        names: groups or figures; none for all that take less than minutes.
         as_json: a JSON list of figures instead of tables.
         effort: how much; None for figures worth reading.
 
@@ -70,8 +70,8 @@ async def _measure(benchmarks: Chosen, settings: Settings, effort: Effort) -> li
             figures += _only(await benchmark.measure(settings, effort), wanted)
     on_servers = [(benchmark, wanted) for benchmark, wanted in benchmarks if isinstance(benchmark, OnServers)]
     # The sink's own servers: a Triton beside them would only take memory and time to start.
-    with_triton = [one for one in on_servers if one[0].triton]
-    others = [one for one in on_servers if not one[0].triton]
+    with_triton = [one for one in on_servers if one[0].models]
+    others = [one for one in on_servers if not one[0].models]
     for some in (with_triton, others):
         if some and not await _measure_on_servers(some, settings, effort, figures):
             return None
@@ -82,13 +82,13 @@ async def _measure_on_servers(
     benchmarks: Sequence[tuple[OnServers, frozenset[str]]], settings: Settings, effort: Effort, figures: list[Figure]
 ) -> bool:
     """Adds to `figures`; False where a signal ended it."""
-    triton = any(benchmark.triton for benchmark, _ in benchmarks)
+    models = {model for benchmark, _ in benchmarks for model in benchmark.models}
     clickhouse = any(benchmark.clickhouse for benchmark, _ in benchmarks)
     done = 0
     with temporary_folder() as folder:
         async with (
-            stack_for(settings, folder, _tell, triton=triton, clickhouse=clickhouse) as stack,
-            rig_on(stack, settings, folder, _tell, triton=triton, clickhouse=clickhouse) as rig,
+            stack_for(settings, folder, _tell, triton=bool(models), clickhouse=clickhouse) as stack,
+            rig_on(stack, settings, folder, _tell, models=models, clickhouse=clickhouse) as rig,
         ):
             for benchmark, wanted in benchmarks:
                 figures += _only(await benchmark.measure(rig, effort), wanted)

@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from pipeline.adapters.clickhouse import ClickHouseEventStore
 from pipeline.adapters.kafka import client_options
 from pipeline.adapters.models_topic import read_models
 from pipeline.adapters.topics import create_topics
-from pipeline.bench.workload import MODEL
+from pipeline.bench import blobs
 from pipeline.config import Settings
 from pipeline.errors import SettingsError
 from pipeline.sink.migrations.runner import migrate
@@ -111,7 +111,7 @@ def stack_for(settings: Settings, folder: Path, tell: Tell, *, triton: bool, cli
 
 @asynccontextmanager
 async def rig_on(
-    stack: Stack, settings: Settings, folder: Path, tell: Tell, *, triton: bool, clickhouse: bool
+    stack: Stack, settings: Settings, folder: Path, tell: Tell, *, models: Collection[str], clickhouse: bool
 ) -> AsyncIterator[Rig]:
     """Starts the stack's servers and prepares tables and models.
 
@@ -120,7 +120,7 @@ async def rig_on(
         settings: as configured.
         folder: of the stack.
         tell: is given one line for each step.
-        triton: whether `digits` is needed.
+        models: which are needed; none where no Triton is.
         clickhouse: whether the tables are.
 
     Raises:
@@ -132,8 +132,8 @@ async def rig_on(
     try:
         if clickhouse:
             await migrate(full.clickhouse)
-        models = await _models(settings, full, folder) if triton else {}
-        yield Rig(full, folder, models, tell)
+        served = await _models(settings, full, folder, models) if models else {}
+        yield Rig(full, folder, served, tell)
     finally:
         await _remove_names(settings, full)
 
@@ -162,23 +162,23 @@ def _own_names(settings: Settings, endpoints: Endpoints) -> Settings:
     )
 
 
-async def _models(settings: Settings, full: Settings, folder: Path) -> dict[str, ModelRecord]:
-    """`digits` as it is announced where the Tritons are somebody's own, else registered on ours.
+async def _models(
+    settings: Settings, full: Settings, folder: Path, names: Collection[str]
+) -> dict[str, ModelRecord]:  # fmt: skip
+    """These models as they are announced where the Tritons are somebody's own, else registered on ours.
 
     Raises:
-        SettingsError: it is not there.
+        SettingsError: one is not there.
     """
     if settings.triton.urls is not None:
         options = client_options(full.kafka)
         announced = await read_models(options, settings.topic("models"))
-        if MODEL not in announced:
-            raise SettingsError(f"the benchmarks need the model {MODEL}, which the configured Tritons do not serve")
-        return {MODEL: announced[MODEL]}
-    source = settings.model_repository / MODEL
-    if not source.is_dir():
-        raise SettingsError(f"setting PIPELINE_MODEL_REPOSITORY: {source} is not there, the benchmarks need it")
-    # This model alone: the others only take memory and seconds.
-    await asyncio.to_thread(shutil.copytree, source, folder / "models" / MODEL)
+        for name in names:
+            if name not in announced:
+                raise SettingsError(f"the benchmarks need the model {name}, which the configured Tritons do not serve")
+        return {name: announced[name] for name in names}
+    for name in names:
+        await asyncio.to_thread(_write_model, settings, folder, name)
     await create_topics(full)
     report = await register_models(
         repository=folder / "models",
@@ -187,10 +187,23 @@ async def _models(settings: Settings, full: Settings, folder: Path) -> dict[str,
         kafka_options=client_options(full.kafka),
         topic=full.topic("models"),
     )
-    if MODEL not in report.records:
-        reasons = "; ".join(version.reason for version in report.versions if version.reason)
-        raise SettingsError(f"the model {MODEL} cannot be served: {reasons or report.faults}")
-    return {MODEL: report.records[MODEL]}
+    for name in names:
+        if name not in report.records:
+            reasons = "; ".join(version.reason for version in report.versions if version.reason)
+            raise SettingsError(f"the model {name} cannot be served: {reasons or report.faults}")
+    return {name: report.records[name] for name in names}
+
+
+def _write_model(settings: Settings, folder: Path, name: str) -> None:
+    """The benchmarks' own model, or one of the repository: the others only take memory and seconds."""
+    target = folder / "models" / name
+    if name == blobs.MODEL:
+        blobs.write_model(target)
+        return
+    source = settings.model_repository / name
+    if not source.is_dir():
+        raise SettingsError(f"setting PIPELINE_MODEL_REPOSITORY: {source} is not there, the benchmarks need it")
+    shutil.copytree(source, target)
 
 
 async def _remove_names(settings: Settings, full: Settings) -> None:

@@ -11,7 +11,7 @@ from yarl import URL
 from pipeline.adapters.kafka import client_options, tls_context
 from pipeline.config import Settings
 from pipeline.worker.membership import Membership
-from pipeline.worker.transport import ChunkConsumer, ChunkSchema, ChunkTransport
+from pipeline.worker.transport import FETCHED_RECORDS_FIRST, ChunkConsumer, ChunkSchema, ChunkTransport
 
 # How often the coordinator's fate is looked at. Faust never asks, and a worker whose coordinator failed would stay
 # alive with nothing assigned.
@@ -107,6 +107,7 @@ def create_app(
         stream_buffer_maxsize=16,
         stream_wait_empty=True,
         broker_commit_interval=0.5,
+        broker_max_poll_records=FETCHED_RECORDS_FIRST,
         broker_session_timeout=session_s,
         broker_heartbeat_interval=session_s / 5,
         broker_rebalance_timeout=60.0,

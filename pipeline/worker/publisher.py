@@ -151,6 +151,11 @@ class Publisher:
         """Answers that are not yet confirmed."""
         return self._unconfirmed
 
+    @property
+    def unconfirmed_bytes(self) -> int:
+        """Their bytes."""
+        return self._unconfirmed_bytes
+
     async def run(self) -> None:
         """Publishes until cancelled.
 

@@ -32,6 +32,10 @@ FAUST_VERSION = "0.15.3"
 AIOKAFKA_VERSION = "0.14.0"
 CHUNK_RECORDS_MAX = 256
 CHUNK_BYTES_MAX = 1 << 20
+# Handed over at once, inflated. The first time their size is not known: `FETCHED_RECORDS_FIRST`, 128 MiB at the worst.
+FETCHED_BYTES_MAX = 8 << 20
+FETCHED_RECORDS_MAX = 4096
+FETCHED_RECORDS_FIRST = 16
 # A rebalance waits this long for running misses; what is not answered by then is answered by the next owner.
 REVOKED_GRACE_S = 5.0
 # A heartbeat takes a millisecond; one that takes this long says that Kafka is away.
@@ -247,6 +251,7 @@ class ChunkConsumer(driver.Consumer):
                 if not self.flow_active:
                     await self._seek_back()
                     continue
+                self._bound_next(records)
                 generation = self.app.consumer_generation_id
                 for aiokafka_tp, fetched in records.items():
                     tp = TP(aiokafka_tp.topic, aiokafka_tp.partition)
@@ -256,6 +261,17 @@ class ChunkConsumer(driver.Consumer):
         except (*self.consumer_stopped_errors, asyncio.CancelledError):  # type: ignore[misc]
             if not self.app.should_stop:
                 raise
+
+    def _bound_next(self, records: Mapping[Any, Sequence[ConsumerRecord]]) -> None:
+        """Chooses how many records the next fetch hands over, from how large these were.
+
+        Kafka limits a fetch as it is stored; a batch is inflated when its records are taken, twentyfold is common.
+        """
+        count = sum([len(some) for some in records.values()])
+        if count:
+            size = sum([record.serialized_value_size for some in records.values() for record in some])
+            fitting = FETCHED_BYTES_MAX * count // max(size, 1)
+            self._thread._consumer._max_poll_records = min(max(fitting, 1), FETCHED_RECORDS_MAX)
 
     async def _seek_back(self) -> None:
         """Records fetched while the flow was stopped are fetched again from the committed offset."""

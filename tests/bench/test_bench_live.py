@@ -11,6 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from pipeline.bench.catalogue import chosen
 from pipeline.bench.effort import Effort
 from pipeline.bench.main import run
 
@@ -19,6 +20,7 @@ pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(240)]
 TINY = Effort(
     distinct=20, hit_requests=200, hit_skipped=100, hit_pairs=1, latency_pairs=1, latency_seconds=1.0, latency_rate=50,
     miss_requests=320, miss_pairs=1, miss_calls=20, sink_batches=1, sink_batch_rows=300, sink_pairs=1,
+    backlog_records=3, backlog_bytes=60_000, flat_seconds=1.0, flat_warm_requests=1000,
 )  # fmt: skip
 
 
@@ -47,6 +49,19 @@ def test_group_prints_its_figures(
     figures = {figure["name"]: figure for figure in orjson.loads(capfdbinary.readouterr().out)}
     assert figures.keys() == names
     assert all(figure["value"] > 0 and figure["yardstick"] > 0 and figure["ratio"] > 0 for figure in figures.values())
+    assert not list(tmp_path.glob("pipeline-bench-*"))
+
+
+def test_memory_group_prints_its_figures(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: Path) -> None:
+    """Peaks stand beside the bounds, with their parts; so little work may take no memory at all."""
+    assert run(["memory"], True, TINY) == 0
+    figures = {figure["name"]: figure for figure in orjson.loads(capfdbinary.readouterr().out)}
+    assert figures.keys() == {figure for _, wanted in chosen(["memory"]) for figure in wanted}
+    for name, figure in figures.items():
+        assert figure["yardstick"] > 0, name
+        assert figure["unit"] == "MiB"
+        promised = sum(figure["steps"].values())
+        assert promised == pytest.approx(figure["yardstick"] if name != "worker.memory_flat" else 0.0, rel=0.01)
     assert not list(tmp_path.glob("pipeline-bench-*"))
 
 

@@ -31,6 +31,15 @@ def test_figure_chooses_itself_alone() -> None:
     assert len(chosen(["hit.latency_p99"])) == 1
 
 
+def test_memory_is_measured_only_when_it_is_named() -> None:
+    """What takes minutes and gigabytes does not run for everybody; its figures may be named one by one."""
+    memory = figures("memory")
+    assert memory >= {"worker.backlog_memory", "worker.memory_flat", "sink.backlog_memory"}
+    assert not figures() & memory
+    assert figures("sink") == {"sink.throughput"}
+    assert figures("sink.backlog_memory", "cache.key_4kb") == {"sink.backlog_memory", "cache.key_4kb"}
+
+
 def test_unknown_name_is_refused_with_the_known_ones() -> None:
     """A misspelt name does not measure nothing in silence."""
     with pytest.raises(UnknownBenchmarkError, match=r"no benchmark 'hits'.*hit\.throughput"):
