@@ -154,7 +154,9 @@ class ClickHouseEventStore:
                 self._column_types.clear()
                 raise
 
-    async def query(self, sql: str, parameters: Mapping[str, Any] | None = None) -> Rows:
+    async def query(
+        self, sql: str, parameters: Mapping[str, Any] | None = None, settings: Mapping[str, Any] | None = None
+    ) -> Rows:
         """Runs one statement; one without a result gives no rows, or one with the server's summary.
 
         Raises:
@@ -162,7 +164,11 @@ class ClickHouseEventStore:
         """
         async with self._translated("query"):
             client = await self._connected()
-            result = await client.query(sql, parameters=dict(parameters) if parameters else None)
+            result = await client.query(
+                sql,
+                parameters=dict(parameters) if parameters else None,
+                settings=dict(settings) if settings else None,
+            )
             types = tuple(column.name for column in result.column_types)
             return Rows(tuple(result.column_names), types, result.result_rows)
 
@@ -209,14 +215,20 @@ class ClickHouseEventStore:
             context = await client.create_insert_context(block.table, column_names=names)
             types = [_insert_type(column_type) for column_type in context.column_types]
             self._column_types[block.table, names] = types
-        await client.insert(
-            table=block.table,
-            data=list(block.columns.values()),
-            column_names=names,
-            column_types=types,
-            column_oriented=True,
-            settings={**_INSERT_SETTINGS, "insert_deduplication_token": token},
-        )
+        columns = list(block.columns.values())
+        try:
+            await client.insert(
+                table=block.table,
+                data=columns,
+                column_names=names,
+                column_types=types,
+                column_oriented=True,
+                settings={**_INSERT_SETTINGS, "insert_deduplication_token": token},
+            )
+        finally:
+            # The client's insert context refers to itself and to this list, so that only the garbage collector, which
+            # is rare here, would free the rows: measured, 4.6 GB.
+            columns.clear()
 
     async def _connected(self) -> Any:
         async with self._connecting:

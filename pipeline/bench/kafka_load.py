@@ -56,6 +56,10 @@ def prefill(kafka: KafkaSettings, topic: str, records: Iterable[RequestRecord], 
     return send_all(producer, topic, ({"value": one.value, "key": one.key, "headers": one.headers} for one in records))
 
 
+# Of event records as a worker's first generation writes them: the sink looks up what others wrote.
+EVENT_HEADERS = [("generation", b"1")]
+
+
 def send_all(producer: Any, topic: str, messages: Iterable[dict[str, Any]]) -> int:
     """Sends messages, given as the producer's own arguments, and waits until Kafka has them; returns how many.
 

@@ -12,7 +12,7 @@ from pipeline.bench.answering import Place, encode, event_lines, take
 from pipeline.bench.blobs import blob_records
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Bar, Figure
-from pipeline.bench.kafka_load import compress_topics, producer_of, send_all
+from pipeline.bench.kafka_load import EVENT_HEADERS, compress_topics, producer_of, send_all
 from pipeline.bench.process_memory import MIB, peak_resident_bytes
 from pipeline.bench.rig import LogEnds, Rig
 from pipeline.config import Settings
@@ -104,7 +104,7 @@ def _prefill(settings: Settings, count: int, size: int) -> None:
     send_all(
         producer,
         settings.topic("events"),
-        ({"value": some, "partition": number % _PARTITIONS} for number, some in lines),
+        ({"value": some, "partition": number % _PARTITIONS, "headers": EVENT_HEADERS} for number, some in lines),
     )
 
 

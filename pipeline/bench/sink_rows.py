@@ -7,7 +7,7 @@ import time
 from pipeline.bench.answering import LaterAnswer, Place, encode, engine_without_servers, event_lines, take
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Bar, Figure, paired
-from pipeline.bench.kafka_load import producer_of
+from pipeline.bench.kafka_load import EVENT_HEADERS, producer_of
 from pipeline.bench.rig import Rig
 from pipeline.bench.workload import RequestRecords
 from pipeline.config import Settings
@@ -95,11 +95,11 @@ async def _prefill(settings: Settings, requests: int, distinct: int) -> None:
             some.append(lines.of(exchange, answer, encode(exchange, answer, prepared)))
             size += len(some[-1])
             if size > EVENT_RECORD_BYTES:
-                producer.produce(settings.topic("events"), b"".join(some), partition=partition)
+                producer.produce(settings.topic("events"), b"".join(some), partition=partition, headers=EVENT_HEADERS)
                 producer.poll(0)
                 some, size = [], 0
                 await asyncio.sleep(0)
-        producer.produce(settings.topic("events"), b"".join(some), partition=partition)
+        producer.produce(settings.topic("events"), b"".join(some), partition=partition, headers=EVENT_HEADERS)
         await asyncio.to_thread(producer.flush)
     await engine.stop()
 

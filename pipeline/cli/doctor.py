@@ -37,7 +37,8 @@ def _checks(settings: "Settings") -> "list[Check]":
 
     addresses = (settings.kafka.bootstrap_servers, settings.clickhouse.url, settings.redis.url, settings.triton.urls)
     checks = check_machine(settings.data_dir) if None in addresses else []
-    return [*checks, _check_repository(settings), *_check_servers(settings)]
+    servers = _check_servers(settings)
+    return [*checks, _check_repository(settings), *servers, *_check_log(settings, servers)]
 
 
 def _check_repository(settings: "Settings") -> "Check":
@@ -69,6 +70,19 @@ def _check_servers(settings: "Settings") -> "list[Check]":
         make_check(part.name, not part.problem, f"{part.address}: {part.problem or 'answers'}", mend)
         for part in asyncio.run(probe_all(full, running))
     ]
+
+
+def _check_log(settings: "Settings", servers: "list[Check]") -> "list[Check]":
+    """The log's rows, where both Kafka and ClickHouse answer."""
+    from pipeline.cli.context import with_endpoints
+    from pipeline.cli.doctor_log import check_log
+    from pipeline.stack.state import read_running
+
+    answering = {one.name for one in servers if one.ok}
+    if not {"kafka", "clickhouse"} <= answering:
+        return []
+    running = read_running(settings.data_dir)
+    return check_log(settings if running is None else with_endpoints(settings, running.endpoints))
 
 
 def _print_checks(checks: "list[Check]") -> None:

@@ -25,9 +25,9 @@ EVENT_COLUMNS = (
     "instance", "worker", "source_ip", "duration_us", "attributes", "expires_at",
 )  # fmt: skip
 REQUEST_COLUMNS = (
-    "request_id", "tenant", "model_name", "model_version", "status", "error_code", "cache_status", "cache_key",
-    "source_ip", "requested_at", "completed_at", "queue_us", "inference_us", "total_us", "instance", "worker",
-    "input_bytes", "output_bytes", "inputs", "outputs", "parameters", "result", "expires_at",
+    "event_id", "request_id", "tenant", "model_name", "model_version", "status", "error_code", "cache_status",
+    "cache_key", "source_ip", "requested_at", "completed_at", "queue_us", "inference_us", "total_us", "instance",
+    "worker", "input_bytes", "output_bytes", "inputs", "outputs", "parameters", "result", "expires_at",
 )  # fmt: skip
 
 # DateTime is 32 bits of seconds: it ends on 2106-02-07. DateTime64 reaches further, the views' minutes do not.
@@ -87,7 +87,7 @@ _decode_outputs = msgspec.json.Decoder(_Outputs).decode
 
 
 class DecodedLine(NamedTuple):
-    """A line's rows: values in the order of `EVENT_COLUMNS` and `REQUEST_COLUMNS`.
+    """A line's rows: values in the order of `EVENT_COLUMNS` and `REQUEST_COLUMNS`, the event's id first in both.
 
     Attributes:
         event: the row of `events`.
@@ -168,6 +168,7 @@ def _request_row(line: _Line, source_ip: str) -> tuple[Any, ...]:
     else:
         record = (line.result or "").encode()
     return (
+        line.event_id.int,
         line.request_id,
         line.tenant,
         line.model_name,

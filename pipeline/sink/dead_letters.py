@@ -1,4 +1,4 @@
-"""Lines of the events topic that are no events: to the dead letters, as they were, with the reason."""
+"""Lines of the events topic that cannot become rows: to the dead letters, as they were, with the reason."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +7,9 @@ from aiokafka import AIOKafkaProducer
 
 from pipeline.core.event_batch import RejectedLine
 
-_REASON = b"INVALID_EVENT"
+# Why a line is a dead letter: it is no event, or ClickHouse refuses its row.
+INVALID_EVENT = "INVALID_EVENT"
+POISON_ROW = "POISON_ROW"
 # Kafka's own share of a record beside its value: headers and framing; the error's text is cut to this at most.
 _HEADERS_BYTES_MAX = 4096
 
@@ -27,7 +29,9 @@ class DeadLetters:
         self._value_bytes_max = value_bytes_max
         self._producer: AIOKafkaProducer | None = None
 
-    async def send(self, source_topic: str, source_partition: int, lines: Sequence[RejectedLine]) -> None:
+    async def send(
+        self, source_topic: str, source_partition: int, lines: Sequence[RejectedLine], reason: str = INVALID_EVENT
+    ) -> None:
         """Returns when all lines are on the topic's in-sync replicas.
 
         A repeated call writes them again: dead letters are at least once.
@@ -38,7 +42,7 @@ class DeadLetters:
         producer = await self._connected()
         for rejected in lines:
             headers = [
-                ("reason", _REASON),
+                ("reason", reason.encode()),
                 ("error", rejected.error.encode("utf-8", "replace")[: _HEADERS_BYTES_MAX // 2]),
                 ("source-topic", source_topic.encode()),
                 ("source-partition", str(source_partition).encode()),

@@ -2,10 +2,14 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.core.event_batch import BatchDraft, BatchLimits, EventBatch, EventRecord
+from pipeline.core.sink_plan import Resumption
 from pipeline.errors import TopicError
+
+Headers = Sequence[tuple[str, bytes | None]]
 
 # Decoding 50,000 lines takes 0.4 s; heartbeats and fetches want the loop every 10 ms or so, which is about this many
 # bytes.
@@ -31,16 +35,17 @@ class Lane:
     Args:
         topic: the events topic.
         partition: its number.
-        start: the first offset of the first batch.
-        planned_end: where an earlier try of that batch ended.
+        resumption: where the first batch begins, where an earlier try of it ended, and what was met before.
         options: how large and how old batches become.
     """
 
-    def __init__(self, topic: str, partition: int, start: int, planned_end: int | None, options: LaneOptions) -> None:
+    def __init__(self, topic: str, partition: int, resumption: Resumption, options: LaneOptions) -> None:
+        start = resumption.start
         self._topic = topic
         self._partition = partition
         self._start = start
-        self._planned_end = planned_end
+        self._planned_end = resumption.plan.end if resumption.plan is not None else None
+        self._seen = resumption.seen
         self._limits = options.limits
         self._wait_s = options.wait_s
         self._records: deque[EventRecord] = deque()
@@ -68,7 +73,7 @@ class Lane:
             return self._reached >= self._planned_end
         return self._bytes >= self._limits.bytes_max or self._lines >= self._limits.rows_max
 
-    def append(self, offset: int, value: bytes | None, now: float) -> None:
+    def append(self, offset: int, value: bytes | None, headers: Headers, now: float) -> None:
         """Takes a fetched record; one that was taken before is ignored (a fetch that a seek overtook).
 
         Raises:
@@ -80,7 +85,7 @@ class Lane:
             )
         if offset < self._reached:
             return
-        record = EventRecord.of(offset, value)
+        record = EventRecord.of(offset, value, headers)
         self._records.append(record)
         self._bytes += record.size
         self._lines += record.line_count
@@ -98,7 +103,7 @@ class Lane:
     async def take(self) -> EventBatch:
         """Waits for the next batch: full, or `wait_s` old, or as long as planned."""
         await self._until_due()
-        draft = BatchDraft(self._topic, self._partition, self._start, self._limits, self._planned_end)
+        draft = BatchDraft(self._topic, self._partition, self._start, self._limits, self._planned_end, self._seen)
         since_yield = 0
         while self._records and draft.offer(self._records[0]):
             record = self._records.popleft()
@@ -109,7 +114,7 @@ class Lane:
                 since_yield = 0
                 await asyncio.sleep(0)
         batch = draft.finish()
-        self._start, self._planned_end = batch.end, None
+        self._start, self._planned_end, self._seen = batch.end, None, batch.seen
         # What is left came while the batch before it was waited for: its time runs from now.
         self._first_at = asyncio.get_running_loop().time() if self._records else None
         return batch

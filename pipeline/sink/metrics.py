@@ -19,7 +19,14 @@ class SinkMetrics:
         lag_records: records between the committed offset and the end of the log, by `partition`. Grows while
             ClickHouse is down; cure: see `retries` and the log.
         retries: inserts that are tried again. Anything but a few a day means that ClickHouse struggles.
-        dead_lines: lines that are no events, sent to the dead letters. Cause: a foreign or newer writer.
+        dead_lines: lines that are no events, or whose rows ClickHouse refused, sent to the dead letters. Cause: a
+            foreign or newer writer, or a changed table.
+        rows_looked_up: rows looked up by id before their insert, by `table`: after a worker's crash, or without the
+            header `generation`. Always: a writer lacks that header; give it one.
+        rows_left_out: those that were there already.
+        rows_wrong: rows that are `missing` or `double` (`kind`) when batches of the last minute are counted again, by
+            `table`. Anything but 0: run `pipeline doctor`.
+        minutes_rebuilt: minutes of the view made anew from `requests`, after ClickHouse was killed.
     """
 
     rows: Counter
@@ -28,6 +35,10 @@ class SinkMetrics:
     lag_records: Gauge
     retries: Counter
     dead_lines: Counter
+    rows_looked_up: Counter
+    rows_left_out: Counter
+    rows_wrong: Counter
+    minutes_rebuilt: Counter
 
     @classmethod
     def on(cls, registry: CollectorRegistry) -> "SinkMetrics":
@@ -53,4 +64,19 @@ class SinkMetrics:
             ),
             retries=Counter("inference_sink_retries", "Inserts that are tried again", registry=registry),
             dead_lines=Counter("inference_sink_dead_lines", "Lines sent to the dead letters", registry=registry),
+            rows_looked_up=Counter(
+                "inference_sink_rows_looked_up", "Rows looked up before their insert", ["table"], registry=registry
+            ),
+            rows_left_out=Counter(
+                "inference_sink_rows_left_out", "Rows that were there already", ["table"], registry=registry
+            ),
+            rows_wrong=Counter(
+                "inference_sink_rows_wrong",
+                "Rows missing or double when counted again",
+                ["table", "kind"],
+                registry=registry,
+            ),
+            minutes_rebuilt=Counter(
+                "inference_sink_minutes_rebuilt", "Minutes of the view made anew from requests", registry=registry
+            ),
         )

@@ -20,8 +20,10 @@ from pipeline.core.event_batch import BatchLimits
 from pipeline.sink.commit_plan import read_commit
 from pipeline.sink.dead_letters import DeadLetters
 from pipeline.sink.lane import LaneOptions
+from pipeline.sink.log_tables import LogTables
 from pipeline.sink.metrics import SinkMetrics
 from pipeline.sink.outage import Outage, retry_pause_s
+from pipeline.sink.poison import LineReader
 from pipeline.sink.sink import EventSink
 
 _log = logging.getLogger(__name__)
@@ -78,8 +80,9 @@ async def run_sink(
         sink = EventSink(
             consumer,
             topic,
-            store=store,
+            tables=LogTables(store),
             dead_letters=dead_letters,
+            lines=LineReader(options),
             read_commit=partial(read_commit, options, SINK_GROUP),
             lane_options=LaneOptions(
                 BatchLimits(settings.sink.batch_rows_max, settings.sink.batch_bytes_max),

@@ -2,35 +2,39 @@
 
 One lane per assigned partition: fetch, collect a batch, then commit its plan, insert it, commit its end. Lanes run at
 the same time, batches of one lane strictly one after the other. Whatever happens between plan and end, the range is
-inserted again exactly as it was, and ClickHouse keeps one copy (see `commit_plan`). While ClickHouse is down the lanes
-wait with what they hold, fetching pauses, and heartbeats go on.
+inserted again exactly as it was, and ClickHouse keeps one copy (`core/sink_delivery.py`). While ClickHouse is down the
+lanes wait with what they hold, fetching pauses, and heartbeats go on.
 """
 
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
-from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from aiokafka.structs import TopicPartition
 
 from pipeline.core.event_batch import EventBatch
+from pipeline.core.sink_delivery import deliver
+from pipeline.core.sink_plan import LogRange, Plan, continued, is_continued, resume
 from pipeline.errors import EventStoreError
-from pipeline.ports import EventStore, InsertBlock
-from pipeline.sink.commit_plan import CommitReader, plan_metadata
+from pipeline.sink.commit_plan import CommitReader
 from pipeline.sink.dead_letters import DeadLetters
+from pipeline.sink.delivering import Deliverer
 from pipeline.sink.lane import Lane, LaneOptions
+from pipeline.sink.log_tables import LogTables
 from pipeline.sink.metrics import SinkMetrics
 from pipeline.sink.outage import Outage, retry_pause_s
+from pipeline.sink.poison import LineReader
+from pipeline.sink.self_check import SelfCheck
 
 _log = logging.getLogger(__name__)
 
 # How long one fetch may wait for records; also how soon a stop is noticed.
 _POLL_MS = 200
-# Inserts at a time: ClickHouse writes each with a thread of its own, and rows of more are only held in memory longer.
-_INSERTS_MAX = 4
 # An insert takes 2 s at most where things are well. A revoked partition waits this long for it, well below the session
 # timeout; then its successor repeats it.
 _REVOKE_WAIT_S = 5.0
@@ -54,8 +58,9 @@ class EventSink(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
     Args:
         consumer: started, in the sink's group, without automatic commits, not subscribed yet.
         topic: the events topic.
-        store: where rows go.
-        dead_letters: where lines go that are no events.
+        tables: where rows go.
+        dead_letters: where lines go that cannot become rows.
+        lines: reads a line again.
         read_commit: reads the group's commit of a partition.
         lane_options: batch limits and wait.
         metrics: collectors.
@@ -67,8 +72,9 @@ class EventSink(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
         consumer: AIOKafkaConsumer,
         topic: str,
         *,
-        store: EventStore,
+        tables: LogTables,
         dead_letters: DeadLetters,
+        lines: LineReader,
         read_commit: CommitReader,
         lane_options: LaneOptions,
         metrics: SinkMetrics,
@@ -76,19 +82,21 @@ class EventSink(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
     ) -> None:
         self._consumer = consumer
         self._topic = topic
-        self._store = store
-        self._dead_letters = dead_letters
+        self._tables = tables
         self._read_commit = read_commit
         self._lane_options = lane_options
         self._metrics = metrics
         self._rng = rng
         self._assignments: dict[TopicPartition, _Assignment] = {}
-        self._inserts = asyncio.Semaphore(_INSERTS_MAX)
         self._failure: BaseException | None = None
         self._has_joined = False
         loop = asyncio.get_running_loop()
         self._clickhouse = Outage("ClickHouse", loop.time)
         self._kafka = Outage("Kafka", loop.time)
+        self._self_check = SelfCheck(tables, metrics)
+        self._deliverer = Deliverer(
+            consumer, tables, dead_letters, lines, metrics, rng=rng, kafka=self._kafka, clickhouse=self._clickhouse
+        )
 
     def ready(self) -> dict[str, str]:
         """Why rows do not flow, by the name of what is missing; empty when they do."""
@@ -101,15 +109,18 @@ class EventSink(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
         """Works until `stop` is set; a running insert is finished and committed first.
 
         Raises:
-            EventStoreError: ClickHouse refused rows that were validated, which only a person can mend.
+            EventStoreError: ClickHouse refused more than single rows, which only a person can mend.
             KafkaError: Kafka refused for good, e.g. for want of a permission.
             TopicError: the topic was made anew under the sink.
         """
         self._consumer.subscribe([self._topic], listener=self)
+        checking = asyncio.create_task(self._self_check.run(), name="self check")
+        checking.add_done_callback(self._note_failure)
         try:
             while not stop.is_set() and self._failure is None:
                 await self._poll()
         finally:
+            checking.cancel()
             await self._close(list(self._assignments))
         if self._failure is not None:
             raise self._failure
@@ -145,7 +156,7 @@ class EventSink(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
             if work is None or work.lane is None:
                 continue  # revoked since the fetch; whoever owns it next seeks to the commit
             for record in records:
-                work.lane.append(record.offset, record.value, now)
+                work.lane.append(record.offset, record.value, record.headers, now)
             if work.lane.is_full:
                 self._consumer.pause(partition)
         for work in list(self._assignments.values()):
@@ -168,15 +179,16 @@ class EventSink(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
 
     async def _run_lane(self, work: _Assignment) -> None:
         """Inserts batch after batch; the next one is fetched and decoded meanwhile, and not one more."""
-        lane = work.lane = await self._open(work)
+        lane, plan = await self._open(work)
+        work.lane = lane
         upcoming = self._take_next(work, lane)
         try:
             while not work.closing.is_set():
                 batch = await upcoming
                 work.is_delivering = True
                 upcoming = self._take_next(work, lane)
-                await self._deliver(work, batch)
-                work.is_delivering = False
+                await self._deliver(work, batch, plan)
+                work.is_delivering, plan = False, None
         except (CommitFailedError, IllegalStateError) as error:
             _log.info("%s: left to its next owner: %s", work.partition, error)
         finally:
@@ -191,89 +203,59 @@ class EventSink(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka ha
 
         return asyncio.create_task(take(), name=f"batch of {work.partition.partition}")
 
-    async def _open(self, work: _Assignment) -> Lane:
-        """The lane at the group's commit, and the consumer there too."""
-        partition = work.partition
+    async def _open(self, work: _Assignment) -> tuple[Lane, Plan | None]:
+        """The lane at the group's commit, the plan found there, and the consumer there too."""
+        partition, attempt = work.partition, 0
         while True:
             try:
                 commit = await self._read_commit(partition)
                 first = (await self._consumer.beginning_offsets([partition]))[partition]
                 end = (await self._consumer.end_offsets([partition]))[partition]
+                log = LogRange(first, end)
+                # A new partition has nothing to ask for: nobody can have inserted from it.
+                has_rows = end > 0 and not is_continued(commit, log)
+                if has_rows:
+                    has_rows = await self._tables.has_rows(partition.topic, partition.partition)
+                    self._clickhouse.over()
                 break
-            except KafkaError as error:
-                if not error.retriable:
+            except (KafkaError, EventStoreError) as error:
+                is_store = isinstance(error, EventStoreError)
+                if not (error.retryable if isinstance(error, EventStoreError) else error.retriable):
                     raise
-                self._kafka.met(error)
-                await asyncio.sleep(retry_pause_s(2, self._rng))
-        start, planned_end = commit if commit is not None else (first, None)
-        if start > end:
-            _log.warning(
-                "%s: commit %d is past its end %d: the topic was made anew, begun again", partition, start, end
-            )
-            start, planned_end = first, None
-        self._consumer.seek(partition, start)
-        work.committed = start
-        self._metrics.lag_records.labels(partition.partition).set(end - start)
-        return Lane(partition.topic, partition.partition, start, planned_end, self._lane_options)
+                (self._clickhouse if is_store else self._kafka).met(error)
+                attempt += 1
+                await asyncio.sleep(retry_pause_s(attempt, self._rng))
+        resumption = resume(commit, log, self._partitions(), has_rows=has_rows, now=time.time())
+        if resumption.told:
+            _log.warning("%s: %s", partition, resumption.told)
+        self._consumer.seek(partition, resumption.start)
+        work.committed = resumption.start
+        self._metrics.lag_records.labels(partition.partition).set(end - resumption.start)
+        return Lane(partition.topic, partition.partition, resumption, self._lane_options), resumption.plan
 
-    async def _deliver(self, work: _Assignment, batch: EventBatch) -> None:
+    async def _deliver(self, work: _Assignment, batch: EventBatch, found: Plan | None) -> None:
         """Plan, insert, end: each committed before the next begins.
 
         Raises:
             CommitFailedError, IllegalStateError: the partition is somebody else's by now.
             EventStoreError: refused for good; nothing but the plan is committed.
         """
-        await self._commit(work.partition, batch.start, plan_metadata(batch.end))
-        if batch.rejected and not await self._retried(work, self._kafka, lambda: self._bury(batch)):
+        batch, plan, repeated = continued(batch, found, time.time())
+        if found is not None and not repeated:
+            _log.warning(
+                "%s: offsets %d to %d are not what was planned there: each row is looked up before it is inserted",
+                work.partition, batch.start, batch.end,
+            )  # fmt: skip
+        delivery = deliver(batch, plan, self._partitions(), repeated=repeated)
+        inserted = await self._deliverer.run(delivery, batch, work.closing)
+        if inserted is None:
             return
-        if not await self._retried(work, self._clickhouse, lambda: self._insert(batch)):
-            return
-        await self._commit(work.partition, batch.end, "")
         work.committed = batch.end
+        self._self_check.note(inserted)
         self._metrics.batches.inc()
 
-    async def _commit(self, partition: TopicPartition, offset: int, metadata: str) -> None:
-        await self._consumer.commit({partition: OffsetAndMetadata(offset, metadata)})
-
-    async def _retried(self, work: _Assignment, outage: Outage, step: Callable[[], Awaitable[None]]) -> bool:
-        """Runs a step until it succeeds, or answers False once the partition is to be left."""
-        attempt = 0
-        while True:
-            try:
-                await step()
-            except (EventStoreError, KafkaError) as error:
-                if not (error.retryable if isinstance(error, EventStoreError) else error.retriable):
-                    raise
-                attempt += 1
-                outage.met(error)
-                self._metrics.retries.inc()
-                try:
-                    async with asyncio.timeout(retry_pause_s(attempt, self._rng)):
-                        await work.closing.wait()
-                except TimeoutError:
-                    continue
-                return False
-            outage.over()
-            return True
-
-    async def _bury(self, batch: EventBatch) -> None:
-        await self._dead_letters.send(batch.topic, batch.partition, batch.rejected)
-        self._metrics.dead_lines.inc(len(batch.rejected))
-        first = batch.rejected[0]
-        _log.warning(
-            "%s-%d: %d lines are no events, sent to the dead letters; the first, at offset %d: %s",
-            batch.topic, batch.partition, len(batch.rejected), first.offset, first.error,
-        )  # fmt: skip
-
-    async def _insert(self, batch: EventBatch) -> None:
-        loop = asyncio.get_running_loop()
-        async with self._inserts:
-            began_at = loop.time()
-            blocks = [InsertBlock(table, columns) for table, columns in batch.tables.items()]
-            await self._store.insert(blocks, batch.token)
-            self._metrics.insert_seconds.observe(loop.time() - began_at)
-        for table, rows in batch.row_counts.items():
-            self._metrics.rows.labels(table).inc(rows)
+    def _partitions(self) -> int:
+        return len(self._consumer.partitions_for_topic(self._topic) or ())
 
     def _note_failure(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None and self._failure is None:

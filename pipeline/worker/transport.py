@@ -271,7 +271,7 @@ class ChunkConsumer(driver.Consumer):
         if count:
             size = sum([record.serialized_value_size for some in records.values() for record in some])
             fitting = FETCHED_BYTES_MAX * count // max(size, 1)
-            self._thread._consumer._max_poll_records = min(max(fitting, 1), FETCHED_RECORDS_MAX)
+            self._thread._ensure_consumer()._max_poll_records = min(max(fitting, 1), FETCHED_RECORDS_MAX)
 
     async def _seek_back(self) -> None:
         """Records fetched while the flow was stopped are fetched again from the committed offset."""

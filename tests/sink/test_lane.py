@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from pipeline.core.event_batch import BatchLimits, EventBatch
+from pipeline.core.event_batch import BatchLimits, EventBatch, Seen
+from pipeline.core.sink_plan import Plan, Resumption
 from pipeline.errors import TopicError
 from pipeline.sink.lane import Lane, LaneOptions
 from tests.sink.event_records import event, record
@@ -13,13 +14,15 @@ HOUR_S = 3600.0
 
 
 def lane_of(rows_max: int = 10, wait_s: float = HOUR_S, start: int = 0, planned_end: int | None = None) -> Lane:
-    return Lane("inference.events", 0, start, planned_end, LaneOptions(BatchLimits(rows_max, 1 << 20), wait_s))
+    plan = None if planned_end is None else Plan(planned_end, "", 0.0)
+    options = LaneOptions(BatchLimits(rows_max, 1 << 20), wait_s)
+    return Lane("inference.events", 0, Resumption(start, Seen(), plan), options)
 
 
 def fill(lane: Lane, first: int, count: int) -> None:
     now = asyncio.get_running_loop().time()
     for offset in range(first, first + count):
-        lane.append(offset, record(event(f"r-{offset}")).strip(), now)
+        lane.append(offset, record(event(f"r-{offset}")).strip(), (), now)
 
 
 async def take(lane: Lane) -> EventBatch:

@@ -1,28 +1,11 @@
-"""The plan beside a commit, and the pauses between tries."""
+"""The pauses between tries, and what the log says of an outage."""
 
 import logging
 import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pipeline.sink.commit_plan import plan_metadata, planned_end_of
 from pipeline.sink.outage import Outage, retry_pause_s
-
-
-@given(st.integers(0, 2**62), st.integers(1, 2**40))
-def test_plan_round_trip(offset: int, size: int) -> None:
-    """A planned end is read back, and fits Kafka's 4,096 bytes."""
-    metadata = plan_metadata(offset + size)
-    assert planned_end_of(offset, metadata) == offset + size
-    assert len(metadata) < 100
-
-
-@pytest.mark.parametrize("metadata", ["", "x", "[]", "{}", '{"planned_end":"7"}', '{"planned_end":3}'])
-def test_foreign_metadata_is_no_plan(metadata: str) -> None:
-    """What others wrote beside the offset, or an end that lies behind it, plans nothing."""
-    assert planned_end_of(3, metadata) is None
 
 
 def test_pauses_grow_to_half_a_minute() -> None:
