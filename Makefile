@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CHECKED := pipeline schemas tests model_repository infra
 
-.PHONY: help install demo up test check format bench docs lock clean
+.PHONY: help install demo up test check format bench faults docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -43,6 +43,9 @@ format: install ## formats the code
 
 bench: install ## figures beside their yardsticks
 	@$(BIN)/pipeline bench
+
+faults: install ## kills and pauses everything for 40 minutes, judged by an oracle; FAULTS="--faults 12 --requests 20000"
+	@$(BIN)/python -m tests.faults --report docs/faults.md $(FAULTS)
 
 docs: install ## the generated documents in docs/
 	@$(BIN)/python -m schemas.documents docs

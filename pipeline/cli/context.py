@@ -4,6 +4,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.repeated_lines import RepeatedLines
 from pipeline.config import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -63,5 +64,7 @@ def quiet_libraries() -> None:
 def log_to_stderr() -> None:
     """Logging of a process that runs until it is stopped: one line per event, with its time."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # A lost connection is told by our own lines; the client repeats it several times a second.
+    # A lost connection is told by our own lines, too; the client repeats it several times a second.
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RepeatedLines("aiokafka"))

@@ -65,7 +65,7 @@ async def register(settings: Settings) -> RegistrationReport:
     )
 
 
-async def start_all(stack: Stack, settings: Settings, workers: int, tell: Tell) -> Settings:
+async def start_all(stack: Stack, settings: Settings, workers: int, tell: Tell, *, with_sink: bool = True) -> Settings:
     """Starts servers, prepares topics, tables and models, then starts the workers and the sink.
 
     Args:
@@ -73,6 +73,7 @@ async def start_all(stack: Stack, settings: Settings, workers: int, tell: Tell) 
         settings: as configured.
         workers: how many.
         tell: is given one line for each step that is done.
+        with_sink: whether the sink is started, too.
 
     Returns:
         The settings with the addresses of the local servers.
@@ -86,7 +87,7 @@ async def start_all(stack: Stack, settings: Settings, workers: int, tell: Tell) 
     serving_dir(settings).mkdir(parents=True, exist_ok=True)
     full = with_endpoints(settings, await stack.start_servers())
     await asyncio.gather(_prepare_kafka(full, tell), _prepare_clickhouse(full, tell))
-    await _start_processes(stack, full, workers)
+    await _start_processes(stack, full, workers, with_sink=with_sink)
     return full
 
 
@@ -104,10 +105,11 @@ async def _prepare_clickhouse(settings: Settings, tell: Tell) -> None:
     tell(f"tables: {len(applied)} migrations applied" if applied else "tables: up to date")
 
 
-async def _start_processes(stack: Stack, settings: Settings, workers: int) -> None:
+async def _start_processes(stack: Stack, settings: Settings, workers: int, *, with_sink: bool) -> None:
     ports = PortBook(stack.plan.data_dir / "ports.json")
     parts = [(f"worker-{index}", "worker", _WORKER_PORT + index) for index in range(workers)]
-    parts.append(("sink", "sink", _SINK_PORT))
+    if with_sink:
+        parts.append(("sink", "sink", _SINK_PORT))
     given = [(name, command, ports.take(f"{name}-metrics", preferred)) for name, command, preferred in parts]
     ports.save()
     await asyncio.gather(*(_start_process(stack, settings, *part) for part in given))
@@ -117,11 +119,15 @@ async def _start_process(stack: Stack, settings: Settings, name: str, command: s
     async def is_ready() -> bool:
         return await answers_http_ok(port, "/health/ready")
 
+    variables = {f"PIPELINE_{command.upper()}__METRICS_PORT": str(port)}
+    if command == "worker" and stack.plan.kafka:
+        # On a Kafka of our own nobody else has this name: a worker that is started again goes on without a rebalance.
+        variables["PIPELINE_WORKER__INSTANCE_ID"] = name
     stack.set_endpoint(name, f"http://127.0.0.1:{port}")
     await stack.add_process(
         name,
         (sys.executable, "-m", "pipeline", command),
-        child_environment(settings) | {f"PIPELINE_{command.upper()}__METRICS_PORT": str(port)},
+        child_environment(settings) | variables,
         is_ready,
         ready_timeout_s=_READY_TIMEOUT_S,
         stop_timeout_s=_STOP_TIMEOUT_S,

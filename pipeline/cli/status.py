@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from pipeline.cli.probes import Probed
     from pipeline.config import Settings
+    from pipeline.stack import StackState
 
 _MEMBERS = ("kafka", "gateway", "clickhouse", "redis", "triton", "workers", "sink", "watcher")
 _LISTS = frozenset({"triton", "workers"})
@@ -33,14 +34,17 @@ def status(as_json: Annotated[bool, typer.Option("--json", help="As JSON; null f
         settings = with_endpoints(settings, running.endpoints)
     probed = asyncio.run(probe_all(settings, running))
     if as_json:
-        typer.echo(json.dumps(as_document(settings, probed), indent=2))
+        typer.echo(json.dumps(as_document(settings, probed, running), indent=2))
     else:
         _print_table(settings, probed)
     raise typer.Exit(0 if probed and not any(part.problem for part in probed) else 1)
 
 
-def as_document(settings: "Settings", probed: "list[Probed]") -> dict[str, Any]:
-    """What `status --json` prints: null for what is down, not built or not configured."""
+def as_document(settings: "Settings", probed: "list[Probed]", running: "StackState | None" = None) -> dict[str, Any]:
+    """What `status --json` prints: null for what is down, not built or not configured.
+
+    `processes` are those the supervisor keeps, ready or not: what hangs is found by its pid.
+    """
     document: dict[str, Any] = dict.fromkeys(_MEMBERS)
     for part in probed:
         if part.problem or part.kind not in document:
@@ -51,6 +55,15 @@ def as_document(settings: "Settings", probed: "list[Probed]") -> dict[str, Any]:
             document[part.kind] = dict(part.facts)
     repository = settings.model_repository.absolute()
     document["model_repository"] = str(repository) if repository.is_dir() else None
+    document["processes"] = (
+        [
+            {"name": name, "pid": process.pid}
+            for name, process in sorted(running.processes.items())
+            if process.is_alive()
+        ]
+        if running is not None
+        else None
+    )
     return document
 
 

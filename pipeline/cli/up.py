@@ -18,22 +18,23 @@ def add_to(app: typer.Typer) -> None:
 
 def up(
     workers: Annotated[int, typer.Option(min=0, max=64, help="How many workers to start.")] = 1,
+    with_sink: Annotated[bool, typer.Option("--sink/--no-sink", help="Whether to start the sink.")] = True,
 ) -> None:
     """Start everything that is not configured as somebody else's, and keep it running; Ctrl-C stops it."""
     from pipeline.cli.context import quiet_libraries
     from pipeline.config import load_settings
 
     quiet_libraries()
-    raise typer.Exit(asyncio.run(_stay_up(load_settings(), workers)))
+    raise typer.Exit(asyncio.run(_stay_up(load_settings(), workers, with_sink=with_sink)))
 
 
-async def _stay_up(settings: "Settings", workers: int) -> int:
+async def _stay_up(settings: "Settings", workers: int, *, with_sink: bool) -> int:
     from pipeline.cli.local_pipeline import plan_stack, start_all
     from pipeline.stack import Stack
 
     lines = StateLines()
     async with Stack(plan_stack(settings), lines.change) as stack:
-        full = await start_all(stack, settings, workers, lines.tell)
+        full = await start_all(stack, settings, workers, lines.tell, with_sink=with_sink)
         _print_ready(full, stack.logs_dir)
         await stack.wait_stopped()
     lines.tell("everything is stopped")

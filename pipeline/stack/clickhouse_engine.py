@@ -5,10 +5,11 @@ database end with it, so nothing leaks into another. Blocking: called from threa
 """
 
 import json
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +18,6 @@ from chdb.state.sqlitelike import Connection
 
 from pipeline.stack.clickhouse_statement import DEFAULT_FORMAT, MultiStatementError, Statement, parse_statement
 
-# Bytes handed to an INSERT at a time.
-APPEND_BYTES = 1 << 20
 # Sessions remembered; the one used longest ago goes first.
 SESSIONS_MAX = 1024
 _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -133,7 +132,7 @@ class Engine:
             connection.query(earlier)
         settings = dict(query.settings)
         if statement.takes_data:
-            # The streaming insert takes no parameters of its own.
+            # An insert's parameters are settings: its own would be looked for in the data.
             settings |= {f"param_{name}": text for name, text in query.parameters.items()}
         for name, text in settings.items():
             if not _SETTING_NAME.fullmatch(name):
@@ -169,10 +168,22 @@ def _run(connection: Connection, query: Query, statement: Statement) -> Iterator
 
 
 def _insert(connection: Connection, statement: Statement) -> Chunk:
-    # cancel() on an error inside the block: rows of a failed insert are not committed.
-    with connection.send_insert(statement.text.decode(), statement.format_name) as insert:
-        data = memoryview(statement.data)
-        for start in range(0, len(data), APPEND_BYTES):
-            insert.append(data[start : start + APPEND_BYTES])
-        result = insert.finish()
-    return Chunk(b"", statement.format_name, 0, 0, result.rows_written, int(result.elapsed * 1e9))
+    # From a file, which is in memory: chdb's streaming insert (`send_insert`) calls an insert done whose part could not
+    # be written or whose materialized view failed. Rows were lost that way, and the sink could not know.
+    with _file_in_memory(statement.data) as path:
+        text = f"{statement.text.decode()} FROM INFILE '{path}' {statement.settings.decode()}"
+        result = connection.query(f"{text} FORMAT {statement.format_name}")
+        written, elapsed_ns = result.rows_written(), int(result.elapsed() * 1e9)
+    return Chunk(b"", statement.format_name, 0, 0, written, elapsed_ns)
+
+
+@contextmanager
+def _file_in_memory(content: bytes) -> Iterator[str]:
+    """The path of a file with this content, while the block runs."""
+    descriptor = os.memfd_create("insert")
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        yield f"/proc/self/fd/{descriptor}"
+    finally:
+        os.close(descriptor)

@@ -19,6 +19,8 @@ _LINE_END = re.compile(rb"[ \t\f]*(?:\r?\n)?")
 # After these an INSERT has no data of its own in a format: rows are in the text, or come from a query.
 _ROWS_IN_TEXT = {b"VALUES", b"SELECT", b"WITH", b"WATCH", b"INFILE", b"EXPLAIN"}
 _READS = {b"SELECT", b"WITH"}
+# A table may be called like a clause.
+_BEFORE_A_TABLE = {b"INTO", b"TABLE", b"."}
 # Chunks of these can be sent one after the other; others have a head and a foot around all rows.
 STREAMED_FORMATS = {
     "Native", "RowBinary", "TabSeparated", "TSV", "TabSeparatedRaw", "TSVRaw",
@@ -36,11 +38,12 @@ class Statement:
     """One parsed statement.
 
     Attributes:
-        text: the SQL; of an INSERT with data, up to its FORMAT clause.
+        text: the SQL; of an INSERT with data, up to its SETTINGS or FORMAT clause.
         keywords: its first two words in capitals, such as (b"CREATE", b"TEMPORARY").
         format_name: what its FORMAT clause says, else the given default.
         takes_data: it is an INSERT whose rows are `data`, in that format.
         data: what follows the FORMAT clause of an INSERT.
+        settings: the SETTINGS clause of an INSERT with data.
     """
 
     text: bytes
@@ -48,6 +51,7 @@ class Statement:
     format_name: str
     takes_data: bool = False
     data: bytes = b""
+    settings: bytes = b""
 
     @property
     def is_streamed(self) -> bool:
@@ -65,39 +69,48 @@ def parse_statement(text: bytes, default_format: str) -> Statement:
     depth = 0
     format_name: str | None = None
     after_format = ended = False
-    format_start = 0
+    format_start = settings_start = 0
+    before = b""
     for token in _TOKEN.finditer(text):
         if token.lastgroup == "space":
             continue
         if ended:
             raise MultiStatementError("Multi-statements are not allowed")
         if token.lastgroup == "word":
-            word = token.group().upper()
+            word, previous = token.group().upper(), before
+            before = word
             if len(keywords) < 2:  # its first two words
                 keywords.append(word)
             if after_format:
                 format_name, after_format = token.group().decode(), False
                 if keywords[0] == b"INSERT":
-                    return _split_insert(text, keywords, format_start, token.end(), format_name)
+                    clauses = (settings_start or format_start, format_start)
+                    return _split_insert(text, keywords, clauses, token.end(), format_name)
             elif depth == 0 and word == b"FORMAT":
                 after_format, format_start = True, token.start()
+            elif depth == 0 and word == b"SETTINGS" and previous not in _BEFORE_A_TABLE:
+                settings_start = token.start()
             elif depth == 0 and keywords[0] == b"INSERT" and word in _ROWS_IN_TEXT:
                 break
             continue
         after_format = False
-        character = token.group()
+        before = character = token.group()
         depth += (character == b"(") - (character == b")")
         ended = character == b";"
     return Statement(text, _two(keywords), format_name or default_format)
 
 
-def _split_insert(text: bytes, keywords: list[bytes], start: int, end: int, format_name: str) -> Statement:
+def _split_insert(
+    text: bytes, keywords: list[bytes], clauses: tuple[int, int], end: int, format_name: str
+) -> Statement:
+    """An INSERT, split where its SETTINGS and FORMAT clauses begin, and at the `end` of its format's name."""
     if format_name.upper() == "VALUES":
         return Statement(text, _two(keywords), format_name)
     # Data begin after the first line end, if there is one, else after the blanks.
     line_end = _LINE_END.match(text, end)
     data = text[line_end.end() if line_end else end :]
-    return Statement(text[:start].rstrip(), _two(keywords), format_name, takes_data=True, data=data)
+    head, settings = text[: clauses[0]].rstrip(), text[slice(*clauses)].rstrip()
+    return Statement(head, _two(keywords), format_name, takes_data=True, data=data, settings=settings)
 
 
 def _two(keywords: list[bytes]) -> tuple[bytes, bytes]:

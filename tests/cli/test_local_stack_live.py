@@ -113,6 +113,7 @@ def test_status_tells_where_everything_is(command_line: CommandLine) -> None:
     assert [name for name, part in document.items() if part is None] == ["gateway", "watcher"]
     assert sorted(number for worker in document["workers"] for number in worker["partitions"]) == [0, 1, 2, 3]
     assert len(document["workers"]) == len(document["triton"]) == 2
+    assert {"kafka", "clickhouse", "valkey", "triton-0", "sink"} <= {one["name"] for one in document["processes"]}
     pids = [part["pid"] for part in (*document["triton"], *document["workers"], document["sink"])]
     assert all(Path(f"/proc/{pid}").exists() for pid in pids)
 
