@@ -3,6 +3,7 @@
     PipelineError
      ├─ SettingsError            a wrong setting; stops the start
      ├─ StackError               a local server could not be started or kept
+     ├─ ReplacedError            another process works under this worker's name
      ├─ TopicError               topics that are missing or do not fit each other
      ├─ ModelRepositoryError     a model folder that no server should see
      ├─ InferenceServerError     what a Triton answered, or did not
@@ -33,6 +34,10 @@ class StackError(PipelineError):
 
 class TopicError(PipelineError):
     """Topics that are missing, or do not fit each other."""
+
+
+class ReplacedError(PipelineError):
+    """Another process joined the group under this worker's instance id while this one was alive."""
 
 
 class ModelRepositoryError(PipelineError):

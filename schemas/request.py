@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 from pydantic import (
     AfterValidator,
@@ -306,16 +306,35 @@ def is_request_id(text: str) -> bool:
     return _ID.fullmatch(text) is not None
 
 
-def readable_request(body: bytes) -> tuple[str | None, str | None]:
-    """Id and model name of a JSON object that failed validation, where they are usable: its error is found by them."""
+class ReadableRequest(NamedTuple):
+    """What can be read of a JSON object that failed validation: its error is found by it. None where it is not usable.
+
+    Attributes:
+        request_id: its id.
+        model_name: the model it asks for.
+        tenant: whose it is.
+    """
+
+    request_id: str | None
+    model_name: str | None
+    tenant: str | None
+
+
+def readable_request(body: bytes) -> ReadableRequest:
+    """Id, model name and tenant of a JSON object that failed validation."""
     try:
         value = json.JSONDecoder().raw_decode(body.decode("utf-8", "replace").lstrip(" \t\r\n"))[0]
     except (ValueError, RecursionError):
-        return None, None
+        value = None
     if not isinstance(value, dict):
-        return None, None
-    request_id, model_name = value.get("id"), value.get("model_name")
-    return (
+        return ReadableRequest(None, None, None)
+    request_id, tenant = value.get("id"), value.get("tenant")
+    return ReadableRequest(
         request_id if isinstance(request_id, str) and is_request_id(request_id) else None,
-        model_name if isinstance(model_name, str) and model_name.isprintable() and len(model_name) <= 256 else None,
+        _printable(value.get("model_name"), 256),
+        _printable(tenant, 128) or None,
     )
+
+
+def _printable(value: Any, length_max: int) -> str | None:
+    return value if isinstance(value, str) and value.isprintable() and len(value) <= length_max else None

@@ -1,5 +1,6 @@
 """Ranges of Kafka logs, read once, outside of any group."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
@@ -12,7 +13,7 @@ _POLL_MS = 200
 
 
 class LogReader:
-    """Reads ranges of partitions. One call of `scan` at a time.
+    """Reads ranges of partitions, one range after the other.
 
     Args:
         options: how clients connect.
@@ -27,6 +28,8 @@ class LogReader:
             auto_offset_reset="none",
             max_partition_fetch_bytes=record_bytes_max + (1 << 16),
         )
+
+        self._scanning = asyncio.Lock()
 
     async def start(self) -> None:
         """Connects.
@@ -76,6 +79,8 @@ class LogReader:
     ) -> AsyncGenerator[ConsumerRecord, None]:
         """The records of ranges `[start, end)`, each partition's in order; ends early once nobody wants them.
 
+        Another scan waits until this one is read to its end, or closed (`contextlib.aclosing`).
+
         Raises:
             KafkaError: a range is not in the log (any more), or a topic is gone.
         """
@@ -83,18 +88,19 @@ class LogReader:
         if not left:
             return
         consumer = self._consumer
-        consumer.assign(list(left))
-        try:
-            for partition, (start, _) in left.items():
-                consumer.seek(partition, start)
-            while left and is_wanted():
-                fetched = await consumer.getmany(*left, timeout_ms=_POLL_MS)
-                for partition, records in fetched.items():
-                    for record in records:
-                        if record.offset < left[partition][1]:
-                            yield record
-                for partition in list(left):
-                    if await consumer.position(partition) >= left[partition][1]:
-                        del left[partition]
-        finally:
-            consumer.unsubscribe()
+        async with self._scanning:
+            consumer.assign(list(left))
+            try:
+                for partition, (start, _) in left.items():
+                    consumer.seek(partition, start)
+                while left and is_wanted():
+                    fetched = await consumer.getmany(*left, timeout_ms=_POLL_MS)
+                    for partition, records in fetched.items():
+                        for record in records:
+                            if record.offset < left[partition][1]:
+                                yield record
+                    for partition in list(left):
+                        if await consumer.position(partition) >= left[partition][1]:
+                            del left[partition]
+            finally:
+                consumer.unsubscribe()

@@ -96,7 +96,7 @@ class DeadLetter:
     def request_id(self) -> str | None:
         """The id its body has; of bytes that are no JSON object, the one in the header `ce_id`."""
         value = self.value or b""
-        request_id, _ = readable_request(value)
+        request_id = readable_request(value).request_id
         if request_id is not None or with_request_id(value, self.headers, "") is not None:
             return request_id
         named = next((text for name, text in self.headers if name == "ce_id" and text), b"").decode("ascii", "replace")

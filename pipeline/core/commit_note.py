@@ -5,6 +5,7 @@ with other software, leaves other text or none: that is a note that says nothing
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 
@@ -15,6 +16,8 @@ class CommitNote:
 
     Attributes:
         results_from: no answer to an offset at or past `offset` stands before this offset of the results partition.
+        delivered_until: offsets below it were delivered before, although they are past the window above `offset`:
+            somebody set the offset back by hand. 0 where the window says it all.
         generation: the group's generation that committed.
         incarnation: how many processes held the partition before the one that committed, in the same generation: a
             static member that was replaced keeps its generation.
@@ -25,6 +28,7 @@ class CommitNote:
     """
 
     results_from: int
+    delivered_until: int = 0
     generation: int = 0
     incarnation: int = 0
     starts: int = 0
@@ -36,6 +40,7 @@ class CommitNote:
         """The metadata text: a JSON object of the members that say something."""
         members = (
             ("results", self.results_from, None),
+            ("delivered_until", self.delivered_until, 0),
             ("generation", self.generation, 0),
             ("incarnation", self.incarnation, 0),
             ("starts", self.starts, 0),
@@ -46,14 +51,20 @@ class CommitNote:
         return msgspec.json.encode({name: value for name, value, silent in members if value != silent}).decode()
 
 
+# Kafka counts in 64 bits: larger numbers are no worker's.
+_OFFSET_MAX = (1 << 63) - 1
+_Count = Annotated[int, msgspec.Meta(ge=0, le=_OFFSET_MAX)]
+
+
 class _Members(msgspec.Struct):
-    results: int
-    generation: int = 0
-    incarnation: int = 0
-    starts: int = 0
-    isolate_until: int = 0
-    suspect: int = -1
-    suspect_starts: int = 0
+    results: _Count
+    delivered_until: _Count = 0
+    generation: _Count = 0
+    incarnation: _Count = 0
+    starts: _Count = 0
+    isolate_until: _Count = 0
+    suspect: Annotated[int, msgspec.Meta(ge=-1, le=_OFFSET_MAX)] = -1
+    suspect_starts: _Count = 0
 
 
 _decode = msgspec.json.Decoder(_Members).decode
@@ -65,11 +76,9 @@ def read_note(metadata: str) -> CommitNote | None:
         members = _decode(metadata)
     except (msgspec.DecodeError, UnicodeEncodeError):
         return None
-    counts = (members.results, members.generation, members.incarnation, members.starts, members.suspect_starts)
-    if min(counts) < 0:
-        return None
     return CommitNote(
         results_from=members.results,
+        delivered_until=members.delivered_until,
         generation=members.generation,
         incarnation=members.incarnation,
         starts=members.starts,

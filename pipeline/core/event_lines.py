@@ -82,7 +82,7 @@ class EventLines:
 
     def _common(self, exchange: Exchange, answer: Answer, worker: str | None) -> str:
         request = exchange.request
-        tenant = orjson.dumps(request.tenant).decode() if request and request.tenant else '""'
+        tenant = orjson.dumps(exchange.tenant).decode() if exchange.tenant else '""'
         source = normalized_ip(request.source_ip) if request and request.source_ip else "::"
         model = orjson.dumps(exchange.model_name).decode()
         return (

@@ -33,6 +33,7 @@ class Exchange:
     Attributes:
         request: None for a record that is no valid request.
         request_id: the record's id, or its place in the log.
+        tenant: whose it is, also where the request is invalid; None where that cannot be read.
         own_id: what its producer's id is compared by, with the tenant; None for a record without one.
         model_name: as asked, also where the request is invalid; empty where it cannot be read.
         digest: of the request's content, 32 hex characters; empty for an invalid one.
@@ -48,6 +49,7 @@ class Exchange:
     key: bytes | None
     taken_at: float
     request_id: str
+    tenant: str | None = None
     own_id: str | None = None
     model_name: str = ""
     request: InferenceRequest | None = None
@@ -65,8 +67,9 @@ class Exchange:
     def complete(self, now: float) -> None:
         """The answer is there: durations and the texts of its times, which the result and every event line repeat."""
         appended_at = self.timestamp_ms / 1e3
+        self.taken_at = max(self.taken_at, appended_at)  # the broker's clock may be ahead of ours
         self.completed_at = now
-        self.queue_s = max(self.taken_at - appended_at, 0.0)
+        self.queue_s = self.taken_at - appended_at
         self.total_s = max(now - appended_at, 0.0)
         self.requested_at_text = utc_text(self.requested_at)
         self.completed_at_text = utc_text(now)

@@ -97,8 +97,9 @@ class Lane:
         self.duplicates = duplicates if duplicates is not None else DuplicateWindow()
         note = start.note
         self.incarnation = note.incarnation + 1 if note is not None and note.generation == generation else 0
-        reach = start.requests_end if note is None else min(start.requests_end, start.offset + WINDOW_OFFSETS)
-        self.ledger = Ledger(group, start.offset, reach)
+        window_end = min(start.requests_end, start.offset + WINDOW_OFFSETS)
+        delivered = start.requests_end if note is None else min(start.requests_end, note.delivered_until)
+        self.ledger = Ledger(group, start.offset, max(window_end, delivered))
         self.results_end = start.results_end
         self._results_from = start.results_from
         self._start = start
@@ -106,7 +107,7 @@ class Lane:
         self._committed_note: CommitNote | None = note
         self._rounds: deque[_Round] = deque()
         self._uncommitted_bytes = 0
-        self._isolation = _isolation_of(note, start.offset, reach)
+        self._isolation = _isolation_of(note, start.offset, window_end)
 
     # -- taking -------------------------------------------------------------------------------------------------------
 
@@ -164,16 +165,14 @@ class Lane:
         else:
             rounds.append(_Round(results_from, last_offset, size))
         self._uncommitted_bytes += size
-        self.results_end = max(self.results_end, results_end)
+        self.results_end = results_end
 
     # -- committing ---------------------------------------------------------------------------------------------------
 
-    def opening_note(self) -> CommitNote:
-        """What to commit at the start's offset before anything is taken: this start counts."""
-        return self._note(self._start.offset, clean_end=False)
-
     def to_commit(self, *, clean_end: bool = False) -> tuple[int, CommitNote] | None:
         """The offset and note to commit now, or None where that would say nothing new.
+
+        Before anything is taken it is the start's offset with this start counted: never None for a lane just opened.
 
         Args:
             clean_end: this lane ends without a crash: it does not count among the starts that failed.
@@ -198,6 +197,16 @@ class Lane:
         while rounds and rounds[0].last_offset < offset:
             self._uncommitted_bytes -= rounds.popleft().size
 
+    def forgive(self, note: CommitNote, offset: int) -> CommitNote:
+        """The note of a commit at `offset` for the lane after this one, in the same process.
+
+        Where this lane committed it, its start did not fail, nor did the record that ran alone end the process.
+        """
+        if (note.generation, note.incarnation) != (self.generation, self.incarnation):
+            return note
+        clean = self._note(offset, clean_end=True)
+        return replace(note, starts=clean.starts, suspect=clean.suspect, suspect_starts=clean.suspect_starts)
+
     def _note(self, offset: int, clean_end: bool) -> CommitNote:
         isolation = self._isolation
         starts = 0
@@ -207,8 +216,10 @@ class Lane:
         suspect, suspect_starts = isolation.found if clean_end else isolation.named
         if suspect < offset:
             suspect, suspect_starts = -1, 0
+        delivered = self.ledger.until
         return CommitNote(
             results_from=self._results_from_for(offset),
+            delivered_until=delivered if delivered > offset + WINDOW_OFFSETS else 0,
             generation=self.generation,
             incarnation=self.incarnation,
             starts=starts,
@@ -234,12 +245,12 @@ class Lane:
         return known is not None and note == replace(known, results_from=note.results_from)
 
 
-def _isolation_of(note: CommitNote | None, offset: int, reach: int) -> _Isolation:
+def _isolation_of(note: CommitNote | None, offset: int, window_end: int) -> _Isolation:
     nobody = (-1, 0)
     if note is None:
         return _Isolation(0, nobody, nobody)
     until = note.isolate_until if note.isolate_until > offset else 0
-    if not until and note.starts >= STARTS_MAX:
-        until = max(reach, offset + 1)
+    if note.starts >= STARTS_MAX:  # also while some run alone: it may be one behind them that ends workers
+        until = max(until, window_end, offset + 1)
     found = (note.suspect, note.suspect_starts) if note.suspect >= offset else nobody
     return _Isolation(until, found, found)

@@ -36,6 +36,7 @@ class Answered(NamedTuple):
 
 
 _NO_DIGEST = bytes(16)
+_INT64_END = 1 << 63
 
 
 def read_answered(
@@ -45,11 +46,14 @@ def read_answered(
     found = {name: text for name, text in headers if text is not None}
     try:
         digest = found.get("request-digest")
+        offset, timestamp_ms = int(found["request-offset"]), int(found["request-timestamp"])
+        if not (0 <= offset < _INT64_END and -_INT64_END <= timestamp_ms < _INT64_END):
+            return None  # no number of Kafka's
         return Answered(
             request_id=found["ce_id"].decode(),
             tenant=found["tenant"].decode() if "tenant" in found else "",
-            request_offset=int(found["request-offset"]),
-            request_timestamp_ms=int(found["request-timestamp"]),
+            request_offset=offset,
+            request_timestamp_ms=timestamp_ms,
             digest=bytes.fromhex(digest.decode()) if digest and len(digest) == 32 else _NO_DIGEST,
             group=found["worker-group"].decode(),
             results_offset=results_offset,

@@ -103,8 +103,8 @@ def encode_result(exchange: Exchange, answer: Answer, worker: bytes, group: byte
     ]
     if tail:
         headers.append(("Inference-Header-Content-Length", b"%d" % len(json)))
-    if exchange.request is not None and exchange.request.tenant is not None:
-        headers.append(("tenant", exchange.request.tenant.encode()))
+    if exchange.tenant is not None:
+        headers.append(("tenant", exchange.tenant.encode()))
     if exchange.traceparent is not None:
         headers.append(("traceparent", exchange.traceparent))
     return ResultRecord(json + tail if tail else json, headers, len(json))

@@ -27,11 +27,14 @@ class WorkerApp(faust.App):
         membership: what the heartbeats say.
         open_lanes: is called in every generation, after the partitions are assigned and before they are read.
         on_progress: is called whenever something was committed or given away.
+        on_failure: is told why this process cannot go on. Faust's own `crash` would take the consumer down first, and
+            its lanes with it, before anybody could commit what they have.
     """
 
     membership: Membership
     open_lanes: Callable[[ChunkConsumer, int], Awaitable[None]]
     on_progress: Callable[[], None]
+    on_failure: Callable[[BaseException], None]
 
     async def on_start(self) -> None:
         """Starts the watch besides everything else."""
@@ -47,7 +50,7 @@ class WorkerApp(faust.App):
         try:
             await self.open_lanes(cast("ChunkConsumer", self.consumer), generation)
         except Exception as error:  # noqa: BLE001 - whatever it is, this process cannot answer anything
-            await self.crash(error)
+            self.on_failure(error)
 
     async def _watch_coordinator(self) -> None:
         while not self.should_stop:
@@ -65,7 +68,7 @@ class WorkerApp(faust.App):
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, this process cannot go on
-                await self.crash(error)
+                self.on_failure(error)
                 return
 
 
@@ -74,6 +77,7 @@ def create_app(
     on_chunk: OnChunk,
     open_lanes: Callable[[ChunkConsumer, int], Awaitable[None]],
     on_progress: Callable[[], None],
+    on_failure: Callable[[BaseException], None],
     membership: Membership,
 ) -> WorkerApp:
     """The app that feeds `on_chunk` with the requests topic.
@@ -83,6 +87,7 @@ def create_app(
         on_chunk: takes one event of `transport.ChunkConsumer`; it must not raise but for a bug, which ends the process.
         open_lanes: see `WorkerApp`.
         on_progress: see `WorkerApp`.
+        on_failure: see `WorkerApp`.
         membership: is told of the heartbeats.
     """
     brokers = [URL(f"kafka://{address}") for address in str(settings.kafka.bootstrap_servers).split(",")]
@@ -115,9 +120,11 @@ def create_app(
         consumer_max_fetch_size=settings.limits.record_bytes + (1 << 16),
         # A place that is not in the log is an error, not a jump: lanes are opened anew, and look the answers up.
         consumer_auto_offset_reset="none",
+        # A topic that was deleted and made again is found within this, not within the minute of the default.
+        consumer_metadata_max_age_ms=5_000,
         consumer_group_instance_id=settings.worker.instance_id,
     )
-    app.open_lanes, app.on_progress, app.membership = open_lanes, on_progress, membership
+    app.open_lanes, app.on_progress, app.on_failure, app.membership = open_lanes, on_progress, on_failure, membership
     app.transport = ChunkTransport(brokers, app)
     raw: Any = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
     topic = app.topic(settings.topic("requests"), schema=ChunkSchema(**raw))

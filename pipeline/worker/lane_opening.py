@@ -9,7 +9,8 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 
 from aiokafka.errors import KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
@@ -106,6 +107,8 @@ class LaneOpener:
             _tell(lane, starts[TP(lane.topic, lane.partition)])
 
     def _lane(self, tp: TP, generation: int, start: LaneStart, before: Lane | None) -> Lane:
+        if before is not None and start.note is not None:
+            start = replace(start, note=before.forgive(start.note, start.offset))
         # Owned in the generation just before this one: nobody else can have answered anything in between.
         kept = before.duplicates if before is not None and before.generation == generation - 1 else None
         return Lane(tp.topic, tp.partition, generation, self._names.group, start, kept)
@@ -133,8 +136,8 @@ class LaneOpener:
             if begin:
                 raise TopicError(
                     f"group {group} has no commit for {name}, whose log begins at {begin}: what was answered is not "
-                    f"known. Say where to begin: kafka-consumer-groups --group {group} --topic {name.replace('-', ':')}"
-                    " --reset-offsets --to-earliest --execute"
+                    f"known. Say where to begin: kafka-consumer-groups --group {group} --topic "
+                    f"{tp.topic}:{tp.partition} --reset-offsets --to-earliest --execute"
                 )
             return 0, None
         note = read_note(commit.metadata)
@@ -173,12 +176,13 @@ class LaneOpener:
             TopicPartition(self._names.results, tp.partition): (start.results_from, start.results_end)
             for tp, start in starts.items()
         }
-        async for record in self._log.scan(ranges, is_current):
-            answered = read_answered(record.headers, record.offset, record.value)
-            if answered is not None:
-                lane = by_partition[record.partition]
-                lane.ledger.note(answered)
-                self._note_id(lane.duplicates, lane.topic, answered)
+        async with aclosing(self._log.scan(ranges, is_current)) as records:
+            async for record in records:
+                answered = read_answered(record.headers, record.offset, record.value)
+                if answered is not None:
+                    lane = by_partition[record.partition]
+                    lane.ledger.note(answered)
+                    self._note_id(lane.duplicates, lane.topic, answered)
 
     async def _restore_duplicates(self, lane: Lane, start: LaneStart, is_current: Callable[[], bool]) -> None:
         """The ids of the results before those that the ledger needed, as far back as the window reaches."""
@@ -191,11 +195,12 @@ class LaneOpener:
         while end > first and size < _RESTORE_BYTES and is_current():
             piece: list[Answered] = []
             from_ = max(end - _RESTORE_PIECE, first)
-            async for record in self._log.scan({results: (from_, end)}, is_current):
-                size += record.serialized_value_size
-                answered = read_answered(record.headers, record.offset, None)
-                if answered is not None:
-                    piece.append(answered)
+            async with aclosing(self._log.scan({results: (from_, end)}, is_current)) as records:
+                async for record in records:
+                    size += record.serialized_value_size
+                    answered = read_answered(record.headers, record.offset, None)
+                    if answered is not None:
+                        piece.append(answered)
             pieces.append(piece)
             end = from_
         for piece in reversed(pieces):
@@ -218,6 +223,6 @@ def _tell(lane: Lane, start: LaneStart) -> None:
     )  # fmt: skip
     if lane.isolated_until > start.offset:
         logger.error(
-            "%s-%d: work at offset %d began %d times and got no further: records run one at a time until %d",
+            "%s-%d: work at offset %d ended workers (%d starts got no further): records run one at a time until %d",
             lane.topic, lane.partition, start.offset, start.note.starts if start.note else 0, lane.isolated_until,
         )  # fmt: skip

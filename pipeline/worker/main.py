@@ -33,7 +33,7 @@ from pipeline.core.lane import Lane
 from pipeline.core.routing import Router
 from pipeline.dispatcher import Dispatcher
 from pipeline.engine import InferenceEngine
-from pipeline.errors import SettingsError
+from pipeline.errors import PipelineError, SettingsError
 from pipeline.metrics import EngineMetrics, LabelledCounts, Reading, publish_seconds
 from pipeline.worker.app import WorkerApp, create_app
 from pipeline.worker.intake import InFlight, Intake, IntakeSettings
@@ -184,7 +184,9 @@ class _Worker:
         resources.push_async_callback(log.stop)
         names = LedgerNames(settings.topic("requests"), settings.topic("results"), settings.worker.group)
         self._opener = LaneOpener(log, names)
-        self._app = create_app(settings, self._take_chunk, self._opener.open_all, self._progress.set, membership)
+        self._app = create_app(
+            settings, self._take_chunk, self._opener.open_all, self._progress.set, self._note_bug, membership
+        )
         return await self._run_app(stop)
 
     def _make_intake(self, engine: InferenceEngine, reply_partitions: int) -> Intake:
@@ -236,7 +238,9 @@ class _Worker:
         await asyncio.wait([publishing, crashed, stopped, self._bug], return_when=asyncio.FIRST_COMPLETED)
         failure = _failure(app, publishing, self._bug)
         if failure is not None:
-            logger.error("worker %s ends: %s: %s", self._name, type(failure).__name__, failure, exc_info=failure)
+            # An error of ours says what to do; the others are for whoever reads the code.
+            trace = None if isinstance(failure, PipelineError) else failure
+            logger.error("worker %s ends: %s: %s", self._name, type(failure).__name__, failure, exc_info=trace)
             _limit_end()
         await app.stop()
         for task in (publishing, crashed, stopped):
@@ -293,20 +297,22 @@ class _Worker:
         return False
 
     async def _take_alone(self, consumer: ChunkConsumer, lane: Lane, record: ConsumerRecord, chunk: _Chunk) -> None:
-        """One record after all before it, and before all after it, with its offset in the commit while it runs."""
-        while len(lane.offsets) and not lane.closed:
+        """One record, and nothing else in this process, with its offset in the commit while it runs."""
+        while not lane.closed and any(len(other.offsets) for other in consumer.lanes.values() if not other.closed):
             self._progress.clear()
             await self._progress.wait()
         lane.name_suspect(record.offset)
         await consumer.commit_lanes([lane])
         if lane.closed or not lane.is_named(record.offset):
-            return  # the group went on without us: nothing runs that is not named
+            lane.closed = True  # the group went on without us: nothing runs that is not named, nor after it
+            return
         await self._recall(lane, record.offset)
         lane.offsets.begin(record.offset)
         self._intake.take(record, lane, chunk.confirmed)
         while len(lane.offsets) and not lane.closed:
             self._progress.clear()
             await self._progress.wait()
+        await consumer.commit_lanes([lane])  # whatever ends workers from now on is not what ran alone until now
 
     async def _recall(self, lane: Lane, offset: int) -> None:
         """Reads answers again whose bytes were too many to keep."""

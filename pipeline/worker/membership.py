@@ -30,6 +30,7 @@ class Membership:
     """
 
     def __init__(self, session_s: float, clock: Callable[[], float] = uptime_s) -> None:
+        self._session_s = session_s
         self._fresh_s = session_s / 2
         self._clock = clock
         self._beat: tuple[int, float] = (-1, 0.0)
@@ -50,6 +51,11 @@ class Membership:
         """Whether the lane certainly is ours still."""
         generation, began_at = self._beat
         return generation == lane.generation and self._clock() - began_at < self._fresh_s
+
+    def is_recent(self) -> bool:
+        """Whether Kafka took us for a member within the last session: then it has not given us up by itself."""
+        generation, began_at = self._beat
+        return generation > 0 and self._clock() - began_at < self._session_s
 
     async def hold(self, lane: Lane) -> bool:
         """Makes certain that the lane is ours, with a heartbeat where needed; a lane that is not is closed."""

@@ -277,7 +277,7 @@ async def _note_published(lane: Lane, some: list[Outgoing], sent: list[_Sent]) -
         if offset < 0:  # a repeated request whose first try had arrived: Kafka says so, and not where
             offset = end
         first = offset if first is None else first
-        end = max(end, offset + count)
+        end = offset + count
     size = sum([len(outgoing.result.value) for outgoing in some if outgoing.result is not None])
     lane.published(end if first is None else first, end, max([outgoing.offset for outgoing in some]), size)
 

@@ -52,26 +52,29 @@ class RequestReader:
             return error, None
         except UndecodableRecordError as error:
             letter = self.letter(record, error.reason, error.message)
-            self._name(exchange, record, _named(record.headers))
+            self._name(exchange, record, _named(record.headers), None)
             return None if exchange.own_id is None else WireError(ErrorCode.INVALID_REQUEST, error.message), letter
         return self._identify(exchange, request, record), None
 
     def _condemn(self, exchange: Exchange, record: ConsumerRecord) -> tuple[WireError, PlainRecord]:
         """A record that ended worker after worker, running alone: it is not even decoded as the others are."""
         message = f"{exchange.request_id} ended {SUSPECT_STARTS_MAX} workers, running alone: it does not run again"
-        self._name(exchange, record, _named(record.headers) or _id_alone(record.value))
+        alone = _id_alone(record.value)
+        self._name(exchange, record, _named(record.headers) or alone.id, alone.tenant)
         return WireError(ErrorCode.INTERNAL, message), self.letter(record, "CRASHED_WORKER", message)
 
-    def _name(self, exchange: Exchange, record: ConsumerRecord, request_id: str | None) -> None:
+    def _name(self, exchange: Exchange, record: ConsumerRecord, request_id: str | None, tenant: str | None) -> None:
         """A record that is not decoded: its bytes are its content, and it has an id only where somebody gave it one."""
         exchange.digest = blake3(record.value or b"").hexdigest(16)
+        exchange.tenant = tenant
         if request_id is not None and not is_place(request_id, record.topic):
             exchange.request_id = request_id
-            exchange.own_id = duplicate_key(request_id, None)
+            exchange.own_id = duplicate_key(request_id, tenant)
 
     def _identify(self, exchange: Exchange, request: InferenceRequest, record: ConsumerRecord) -> WireError | None:
         """Takes over what names the request and its answer; what it asks for and cannot have is the refusal."""
         exchange.model_name = request.model_name
+        exchange.tenant = request.tenant
         if request.requested_at is not None:
             exchange.requested_at = request.requested_at.timestamp()
         for name, value in record.headers:
@@ -104,9 +107,9 @@ class RequestReader:
     def _identify_invalid(self, exchange: Exchange, record: ConsumerRecord) -> None:
         """An invalid request is answered under its own id where that is readable and allowed."""
         exchange.request = None
-        request_id, model_name = readable_request(record.value)
-        exchange.model_name = model_name or ""
-        self._name(exchange, record, request_id)
+        readable = readable_request(record.value)
+        exchange.model_name = readable.model_name or ""
+        self._name(exchange, record, readable.request_id, readable.tenant)
 
     def letter(self, record: ConsumerRecord, reason: str, error: str) -> PlainRecord:
         """A record for the dead letters, with its original bytes and headers."""
@@ -121,20 +124,21 @@ class RequestReader:
         return PlainRecord(self._dead_letter_topic, None, record.key, record.value, headers)
 
 
-class _IdAlone(msgspec.Struct):
+class _Names(msgspec.Struct):
     id: str | None = None
+    tenant: str | None = None
 
 
-_decode_id = msgspec.json.Decoder(_IdAlone).decode
+_decode_names = msgspec.json.Decoder(_Names).decode
 
 
-def _id_alone(value: bytes | None) -> str | None:
-    """The id of a JSON object, read by another parser than the one that may have ended the workers before."""
+def _id_alone(value: bytes | None) -> _Names:
+    """Id and tenant of a JSON object, read by another parser than the one that may have ended the workers before."""
     try:
-        request_id = _decode_id(value or b"").id
+        names = _decode_names(value or b"")
     except (msgspec.DecodeError, RecursionError):
-        return None
-    return request_id if request_id is not None and is_request_id(request_id) else None
+        return _Names()
+    return names if names.id is not None and is_request_id(names.id) else _Names()
 
 
 def _named(headers: Sequence[tuple[str, bytes]]) -> str | None:

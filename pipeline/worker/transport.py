@@ -23,7 +23,7 @@ from faust.types import TP
 from faust.types.tuples import ConsumerMessage, Message
 
 from pipeline.core.lane import Lane
-from pipeline.errors import SettingsError
+from pipeline.errors import ReplacedError, SettingsError
 from pipeline.worker.membership import Membership, uptime_s
 
 Result = TypeVar("Result")
@@ -79,6 +79,25 @@ class GroupThread(driver.AIOKafkaConsumerThread):
             return succeeded
 
         coordinator._do_heartbeat = timed
+        reset = coordinator.reset_generation
+
+        def reset_unless_replaced() -> None:
+            # A member that is alive is forgotten only where another one joined under its instance id. Joining again
+            # would forget that one, and so on: two processes would answer every request twice.
+            if coordinator._group_instance_id and not coordinator._closing.done() and self.membership.is_recent():
+                raise self._replaced(coordinator._group_instance_id)
+            reset()
+
+        coordinator.reset_generation = reset_unless_replaced
+
+    def _replaced(self, instance_id: str) -> ReplacedError:
+        error = ReplacedError(
+            f"another process joined the group as PIPELINE_WORKER__INSTANCE_ID={instance_id}: each worker needs a "
+            "name of its own"
+        )
+        app: Any = self.consumer.app
+        self.consumer.loop.call_soon_threadsafe(app.on_failure, error)
+        return error
 
     async def generation(self) -> int:
         """The generation the group's coordinator knows this member in; not positive where it knows it no more."""
@@ -100,6 +119,8 @@ class GroupThread(driver.AIOKafkaConsumerThread):
                     succeeded: bool = generation > 0 and await coordinator._do_heartbeat()
             except TimeoutError:
                 return None
+            except ReplacedError:
+                return -1
             if succeeded or coordinator.generation != generation or generation <= 0:
                 return int(coordinator.generation)
             return None
@@ -130,10 +151,13 @@ class GroupThread(driver.AIOKafkaConsumerThread):
         offsets = {TopicPartition(*tp): OffsetAndMetadata(offset, note) for tp, (offset, note) in places.items()}
 
         async def commit() -> bool:
+            coordinator = self._ensure_consumer()._coordinator
+            generation, began_at = coordinator.generation, uptime_s()
             try:
                 await self._ensure_consumer().commit(offsets)
-            except (CommitFailedError, IllegalStateError):
+            except (CommitFailedError, IllegalStateError, ReplacedError):
                 return False
+            self.membership.note(generation, began_at)  # only a member may commit
             return True
 
         return await self._in_thread(commit())

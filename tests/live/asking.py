@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import struct
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -16,7 +16,8 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord
 from pipeline.adapters.kafka import client_options
 from pipeline.config import Settings
 from schemas.result import InferenceResult, decode_result
-from tests.live.topics import Headers, TopicLog, header
+from tests.live.topics import Headers, TopicLog, committed_offsets, end_offsets, header
+from tests.live.waiting import until
 
 ANSWER_TIMEOUT_S = 15.0
 _unique = itertools.count(1)
@@ -60,6 +61,23 @@ class Answered:
     def header(self, name: str) -> str | None:
         """One of the record's headers."""
         return header(self.record, name)
+
+
+@dataclass(frozen=True)
+class EventLine:
+    """One line of the events topic, and what its record's headers say of it.
+
+    Attributes:
+        text: the line's bytes.
+    """
+
+    event_id: str
+    event_type: str
+    request_id: str
+    text: bytes
+    generation: int
+    incarnation: int
+    redelivered: bool
 
 
 class Asking:
@@ -127,6 +145,28 @@ class Asking:
     ) -> list[Answered]:
         """Likewise for many at once."""
         return await asyncio.gather(*(self.ask(request, timeout_s=timeout_s) for request in requests))
+
+
+async def all_committed(settings: Settings, timeout_s: float = 30.0) -> None:
+    """Returns when every record of the requests topic is done with."""
+
+    async def done() -> bool:
+        return await committed_offsets(settings) == await end_offsets(settings, "requests")
+
+    await until(done, timeout_s, "all offsets are committed")
+
+
+def event_lines(records: Iterable[ConsumerRecord]) -> list[EventLine]:
+    """The lines of records of the events topic, in their order."""
+    lines = []
+    for record in records:
+        generation, incarnation = (int(header(record, name) or 0) for name in ("generation", "incarnation"))
+        redelivered = header(record, "redelivered") == "1"
+        for text in record.value.splitlines():
+            members = orjson.loads(text)
+            event_id, event_type, request_id = (members[name] for name in ("event_id", "event_type", "request_id"))
+            lines.append(EventLine(event_id, event_type, request_id, text, generation, incarnation, redelivered))
+    return lines
 
 
 def fresh_id(label: str = "r") -> str:

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -37,9 +37,10 @@ class ServiceProcess:
     Args:
         command: what to run.
         settings: what it gets, by environment variables.
+        variables: other environment variables it gets.
     """
 
-    def __init__(self, command: Command, settings: Settings) -> None:
+    def __init__(self, command: Command, settings: Settings, variables: Mapping[str, str] | None = None) -> None:
         self.command = command
         self.port = _free_port()
         settings.data_dir.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,8 @@ class ServiceProcess:
                 env=os.environ
                 | {"PYTHONUNBUFFERED": "1"}
                 | environment(settings)
-                | {f"PIPELINE_{command.upper()}__METRICS_PORT": str(self.port)},
+                | {f"PIPELINE_{command.upper()}__METRICS_PORT": str(self.port)}
+                | dict(variables or {}),
                 start_new_session=True,
             )
 
@@ -174,9 +176,11 @@ class ProcessGroup:
     def __init__(self) -> None:
         self._processes: list[ServiceProcess] = []
 
-    async def start(self, command: Command, settings: Settings, *, ready: bool = True) -> ServiceProcess:
+    async def start(
+        self, command: Command, settings: Settings, *, ready: bool = True, variables: Mapping[str, str] | None = None
+    ) -> ServiceProcess:
         """Starts a process; returns when it is ready, if that is wanted."""
-        process = self.spawn(command, settings)
+        process = self.spawn(command, settings, variables)
         if ready:
             await process.wait_ready()
         return process
@@ -188,9 +192,9 @@ class ProcessGroup:
         run_in_thread(process.wait_ready())
         return process
 
-    def spawn(self, command: Command, settings: Settings) -> ServiceProcess:
+    def spawn(self, command: Command, settings: Settings, variables: Mapping[str, str] | None = None) -> ServiceProcess:
         """Starts a process and returns at once."""
-        process = ServiceProcess(command, settings)
+        process = ServiceProcess(command, settings, variables)
         self._processes.append(process)
         return process
 

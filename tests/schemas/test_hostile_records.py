@@ -47,7 +47,7 @@ def test_random_bytes_end_in_two_errors(value: bytes, length: bytes | None) -> N
 @given(hostile_records())
 def test_broken_records_have_usable_names_or_none(record: Record) -> None:
     """Id and model name of a broken record are usable ones or None; looking for them never fails."""
-    request_id, model_name = readable_request(record[0])
+    request_id, model_name, _ = readable_request(record[0])
     assert request_id is None or is_request_id(request_id)
     assert model_name is None or len(model_name) <= 256
 

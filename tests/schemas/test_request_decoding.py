@@ -297,7 +297,7 @@ def test_addresses_are_written_as_ipv6(text: str, normalized: str) -> None:
 )
 def test_readable_names_are_usable_or_none(value: bytes, found: tuple[str | None, str | None]) -> None:
     """An invalid request is answered under its own id and model only where those are valid ones."""
-    assert readable_request(value) == found
+    assert readable_request(value)[:2] == found
 
 
 @FAST

@@ -29,7 +29,7 @@ def an_exchange(request: InferenceRequest | None = None, **changes: Any) -> Exch
     exchange = Exchange(
         topic="inference.requests", partition=3, offset=41, timestamp_ms=int(NOW * 1000) - 20, key=b"k",
         taken_at=NOW - 0.01, request_id="r-1", model_name="adder", request=request, requested_at=NOW - 1,
-        digest="ab" * 16,
+        digest="ab" * 16, tenant=request.tenant if request is not None else None,
     )  # fmt: skip
     for name, value in changes.items():
         setattr(exchange, name, value)
