@@ -83,6 +83,10 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._answers)
 
+    def __contains__(self, offset: int) -> bool:
+        """Whether any answer names this offset."""
+        return offset in self._answers
+
     def note(self, answered: Answered) -> None:
         """A result was read, in the order of the log."""
         if answered.group != self._group or not self._offset <= answered.request_offset < self.until:

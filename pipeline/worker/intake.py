@@ -26,6 +26,9 @@ from schemas.errors import ErrorCode, WireError
 
 logger = logging.getLogger(__name__)
 
+# What a binary request becomes until Kafka has confirmed it: a result (1), and an event line that repeats inputs and
+# result as base64 (4/3 each).
+_HELD_PER_INPUT_BYTE = 4
 # What a result's record may hold besides the answer: headers, framing.
 _RECORD_OVERHEAD_BYTES = 2048
 
@@ -52,7 +55,12 @@ class IntakeSettings:
 
 
 class InFlight:
-    """Requests taken and not answered, in number and input bytes."""
+    """Requests taken and not answered, in number and input bytes.
+
+    Args:
+        count_max: how many at most.
+        bytes_max: of what they hold on to, and of answers that are not confirmed, together.
+    """
 
     def __init__(self, count_max: int, bytes_max: int) -> None:
         self.count = 0
@@ -60,10 +68,10 @@ class InFlight:
         self._count_max = count_max
         self._bytes_max = bytes_max
 
-    @property
-    def full(self) -> bool:
-        """Whether the next one has to wait."""
-        return self.count >= self._count_max or self.bytes >= self._bytes_max
+    def is_full(self, unconfirmed_bytes: int) -> bool:
+        """Whether the next one has to wait, beside answers of so many bytes."""
+        held = _HELD_PER_INPUT_BYTE * self.bytes + unconfirmed_bytes
+        return self.count >= self._count_max or held >= self._bytes_max
 
 
 @dataclass(slots=True, eq=False)
@@ -140,7 +148,7 @@ class Intake:
         exchange.requested_at = record.timestamp / 1e3
         refusal, letter = self._reader.read(exchange, record, lane)
         others = () if letter is None else (letter,)
-        if ticket.redelivered and self._is_repeated(ticket, record, others):
+        if record.offset in lane.ledger and self._is_repeated(ticket, record, others):
             return
         own_id = exchange.own_id
         first = lane.duplicates.find(own_id, record.offset, record.timestamp) if own_id is not None else None

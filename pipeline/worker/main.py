@@ -53,9 +53,6 @@ _SWITCH_INTERVAL_S = 0.0005
 # A worker whose view of the models topic is older than this waits before it resolves a default version.
 _MODELS_LAG_MAX_S = 1.0
 _MODELS_LOOK_S = 0.05
-# What a binary request becomes until Kafka has confirmed it: a result (1), and an event line that repeats inputs and
-# result as base64 (4/3 each).
-_HELD_PER_INPUT_BYTE = 4
 # Running misses get 5 s, then everything is confirmed; the local supervisor kills after 15 s. With Kafka gone, Faust
 # waits for it without a limit: what is not confirmed by then is answered by the partitions' next owner.
 _END_LIMIT_S = 12.0
@@ -262,31 +259,28 @@ class _Worker:
         # The event lives until its last answer is confirmed; its records need not.
         records, message.value, event.value = message.value, (), ()
         chunk = _Chunk(event, len(records), self._progress.set)
+        in_flight, publisher = self._in_flight, self._publisher
         await self._models_known(lane)
         for record in records:
             overloaded = False
-            if self._is_full() or not lane.may_take(record.offset):
+            if in_flight.is_full(publisher.unconfirmed_bytes) or not lane.may_take(record.offset):
                 overloaded = await self._room_for(lane, record)
             if lane.closed:
                 return
             if lane.is_isolated(record.offset):
                 await self._take_alone(consumer, lane, record, chunk)
                 continue
-            if lane.may_be_known(record.offset):
+            if record.offset in lane.ledger:
                 await self._recall(lane, record.offset)
             lane.offsets.begin(record.offset)
             self._intake.take(record, lane, chunk.confirmed, overloaded=overloaded)
         await self._publisher.room()
 
-    def _is_full(self) -> bool:
-        """Whether what was taken and is not confirmed has no room for one more."""
-        held = _HELD_PER_INPUT_BYTE * self._in_flight.bytes + self._publisher.unconfirmed_bytes
-        return self._in_flight.full or held >= self._settings.worker.max_in_flight_bytes
-
     async def _room_for(self, lane: Lane, record: ConsumerRecord) -> bool:
         """Waits until a record may be taken; True where it waited for room longer than the settings allow."""
         limit_ms = self._settings.worker.overloaded_after_ms
-        while not lane.closed and (self._is_full() or not lane.may_take(record.offset)):
+        in_flight, publisher = self._in_flight, self._publisher
+        while not lane.closed and (in_flight.is_full(publisher.unconfirmed_bytes) or not lane.may_take(record.offset)):
             left_s = None if limit_ms is None else limit_ms / 1e3 - (time.time() - record.timestamp / 1e3)
             if left_s is not None and left_s <= 0 and lane.may_take(record.offset):
                 return True

@@ -108,6 +108,9 @@ class Publisher:
         topics: where things go.
         membership: says whether a lane is ours still.
         seconds: measures each round of results.
+
+    Attributes:
+        unconfirmed_bytes: of answers that Kafka has not confirmed.
     """
 
     def __init__(
@@ -131,14 +134,14 @@ class Publisher:
         self._room = asyncio.Event()
         self._room.set()
         self._unconfirmed = 0
-        self._unconfirmed_bytes = 0
+        self.unconfirmed_bytes = 0
 
     def add(self, outgoing: Outgoing) -> None:
         """Takes an answer; it leaves with the next round."""
         self._ready.append(outgoing)
         self._unconfirmed += 1
-        self._unconfirmed_bytes += outgoing.size_bytes
-        if self._unconfirmed >= UNCONFIRMED_MAX or self._unconfirmed_bytes >= UNCONFIRMED_BYTES_MAX:
+        self.unconfirmed_bytes += outgoing.size_bytes
+        if self._unconfirmed >= UNCONFIRMED_MAX or self.unconfirmed_bytes >= UNCONFIRMED_BYTES_MAX:
             self._room.clear()
         self._wake_results.set()
 
@@ -150,11 +153,6 @@ class Publisher:
     def unconfirmed(self) -> int:
         """Answers that are not yet confirmed."""
         return self._unconfirmed
-
-    @property
-    def unconfirmed_bytes(self) -> int:
-        """Their bytes."""
-        return self._unconfirmed_bytes
 
     async def run(self) -> None:
         """Publishes until cancelled.
@@ -261,11 +259,11 @@ class Publisher:
     def _confirm(self, round_: list[Outgoing]) -> None:
         for outgoing in round_:
             self._unconfirmed -= 1
-            self._unconfirmed_bytes -= outgoing.size_bytes
+            self.unconfirmed_bytes -= outgoing.size_bytes
             if not outgoing.lane.closed:
                 outgoing.lane.offsets.finish(outgoing.offset)
             outgoing.confirmed()
-        if self._unconfirmed < UNCONFIRMED_MAX and self._unconfirmed_bytes < UNCONFIRMED_BYTES_MAX:
+        if self._unconfirmed < UNCONFIRMED_MAX and self.unconfirmed_bytes < UNCONFIRMED_BYTES_MAX:
             self._room.set()
 
 

@@ -34,7 +34,7 @@ CHUNK_RECORDS_MAX = 256
 CHUNK_BYTES_MAX = 1 << 20
 # Handed over at once, inflated. The first time their size is not known: `FETCHED_RECORDS_FIRST`, 128 MiB at the worst.
 FETCHED_BYTES_MAX = 8 << 20
-FETCHED_RECORDS_MAX = 4096
+FETCHED_RECORDS_MAX = 32_768
 FETCHED_RECORDS_FIRST = 16
 # A rebalance waits this long for running misses; what is not answered by then is answered by the next owner.
 REVOKED_GRACE_S = 5.0

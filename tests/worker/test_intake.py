@@ -322,12 +322,15 @@ async def test_only_misses_are_in_flight() -> None:
     assert made.in_flight.count == 0
 
 
-@pytest.mark.parametrize(("count", "size", "full"), [(3, 99, False), (4, 0, True), (0, 100, True)])
-def test_in_flight_is_bounded_both_ways(count: int, size: int, full: bool) -> None:
-    """The bound is on the number of requests and on their bytes."""
+@pytest.mark.parametrize(
+    ("count", "size", "unconfirmed", "full"),
+    [(3, 24, 3, False), (4, 0, 0, True), (0, 25, 0, True), (0, 24, 4, True), (0, 0, 100, True)],
+)
+def test_in_flight_is_bounded_both_ways(count: int, size: int, unconfirmed: int, full: bool) -> None:
+    """The bound is on their number, and on the bytes of four times their inputs and of what waits for Kafka."""
     in_flight = InFlight(4, 100)
     in_flight.count, in_flight.bytes = count, size
-    assert in_flight.full is full
+    assert in_flight.is_full(unconfirmed) is full
 
 
 @simulated
