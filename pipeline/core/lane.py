@@ -6,7 +6,9 @@ simulation drives the very same code (tests/simulation).
 """
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec.structs import replace
 
 from pipeline.core.commit_note import CommitNote
 from pipeline.core.duplicates import DuplicateWindow

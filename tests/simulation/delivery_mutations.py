@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from pipeline.core import lane as lane_module
 from pipeline.core.commit_note import CommitNote
@@ -23,6 +24,11 @@ def mutation(mistake: Callable[[Patch], None]) -> Callable[[Patch], None]:
     """Adds a mistake under its function's name."""
     MUTATIONS[mistake.__name__] = mistake
     return mistake
+
+
+def _change_notes(patch: Patch, **members: int) -> None:
+    note = Lane._note
+    patch.setattr(Lane, "_note", lambda self, *arguments: structs.replace(note(self, *arguments), **members))
 
 
 @mutation
@@ -194,8 +200,7 @@ def suspects_stay_named_when_they_are_done(patch: Patch) -> None:
 
 @mutation
 def starts_are_not_counted(patch: Patch) -> None:
-    note = Lane._note
-    patch.setattr(Lane, "_note", lambda self, offset, clean_end: replace(note(self, offset, clean_end), starts=0))
+    _change_notes(patch, starts=0)
 
 
 @mutation
@@ -211,10 +216,7 @@ def incarnations_are_not_counted(patch: Patch) -> None:
 
 @mutation
 def hand_made_offsets_are_forgotten(patch: Patch) -> None:
-    note = Lane._note
-    patch.setattr(
-        Lane, "_note", lambda self, offset, clean_end: replace(note(self, offset, clean_end), delivered_until=0)
-    )
+    _change_notes(patch, delivered_until=0)
 
 
 @mutation
