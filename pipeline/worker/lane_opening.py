@@ -7,8 +7,8 @@ partition meanwhile, and only then are records taken.
 
 import asyncio
 import logging
-import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ from faust.types import TP
 
 from pipeline.adapters.log_reader import LogReader
 from pipeline.core.commit_note import CommitNote, read_note
-from pipeline.core.duplicates import WINDOW_RECORDS, DuplicateWindow, First, duplicate_key
+from pipeline.core.duplicates import WINDOW_MS, WINDOW_RECORDS, DuplicateWindow, First, duplicate_key
 from pipeline.core.exchange import is_place
 from pipeline.core.lane import Lane, LaneStart
 from pipeline.core.ledger import Answered, read_answered
@@ -27,11 +27,13 @@ from pipeline.worker.transport import ChunkConsumer
 
 logger = logging.getLogger(__name__)
 
-# Ids are looked for this far back: the window of 10 minutes, and an hour for clocks that went wrong.
-_RESTORE_MS = 70 * 60 * 1000
-# The tail is read backwards in pieces until this many bytes: 100,000 results of 600 KB would take a minute.
+# Where a commit has no note, its results are looked for from an hour before its request was appended: two brokers'
+# clocks may differ.
+_CLOCKS_MS = 60 * 60 * 1000
+# Ids are restored from about so many bytes of results at most: 100,000 of 600 KB would take a minute to read.
 _RESTORE_BYTES = 64 << 20
-_RESTORE_PIECE = 20_000
+# Results that are looked at to tell how large and how old the ones before them are.
+_PROBED = 50
 # Kafka is away for a moment: tried again this soon.
 _PAUSE_S = 0.5
 
@@ -91,12 +93,12 @@ class LaneOpener:
     async def _open(self, consumer: ChunkConsumer, generation: int, is_current: Callable[[], bool]) -> None:
         tps = sorted(tp for tp in consumer.assignment() if tp.topic == self._names.requests)
         commits = await consumer.group.fetch_commits(tps)
-        starts = await self._starts(tps, commits)
+        results = await self._log.bounds(self._results_of(tp) for tp in tps)
+        starts = await self._starts(tps, commits, results)
         lanes = {tp: self._lane(tp, generation, starts[tp], consumer.lanes.get(tp)) for tp in tps}
-        for tp, lane in lanes.items():
-            if not len(lane.duplicates):
-                await self._restore_duplicates(lane, starts[tp], is_current)
-        await self._read_results(lanes, starts, is_current)
+        unknown = {tp: starts[tp].results_from for tp, lane in lanes.items() if not len(lane.duplicates)}
+        tails = await self._tails(unknown, results, is_current)
+        await self._read_results(lanes, starts, tails, is_current)
         if not is_current():
             return
         if lanes and not await consumer.commit_lanes(lanes.values()):
@@ -113,14 +115,18 @@ class LaneOpener:
         kept = before.duplicates if before is not None and before.generation == generation - 1 else None
         return Lane(tp.topic, tp.partition, generation, self._names.group, start, kept)
 
-    async def _starts(self, tps: list[TP], commits: dict[TP, OffsetAndMetadata]) -> dict[TP, LaneStart]:
+    def _results_of(self, tp: TP) -> TopicPartition:
+        return TopicPartition(self._names.results, tp.partition)
+
+    async def _starts(
+        self, tps: list[TP], commits: dict[TP, OffsetAndMetadata], results: Mapping[TopicPartition, tuple[int, int]]
+    ) -> dict[TP, LaneStart]:
         requests = await self._log.bounds(TopicPartition(*tp) for tp in tps)
-        results = await self._log.bounds(TopicPartition(self._names.results, tp.partition) for tp in tps)
         starts = {}
         for tp in tps:
             begin, end = requests[TopicPartition(*tp)]
             offset, note = self._place(tp, commits.get(tp), begin, end)
-            results_begin, results_end = results[TopicPartition(self._names.results, tp.partition)]
+            results_begin, results_end = results[self._results_of(tp)]
             if note is None:
                 results_from = await self._results_since(tp, offset, end, results_end)
             else:
@@ -164,47 +170,67 @@ class LaneOpener:
         record = await self._log.first(TopicPartition(*tp), offset, end)
         if record is None:
             return results_end
-        results = TopicPartition(self._names.results, tp.partition)
-        place = (await self._log.offsets_at({results: max(record.timestamp - _RESTORE_MS, 0)}))[results]
+        results = self._results_of(tp)
+        place = (await self._log.offsets_at({results: max(record.timestamp - _CLOCKS_MS, 0)}))[results]
         return results_end if place is None else place
 
+    async def _tails(
+        self,
+        unknown: Mapping[TP, int],
+        results: Mapping[TopicPartition, tuple[int, int]],
+        is_current: Callable[[], bool],
+    ) -> dict[TP, int]:
+        """Where the results begin whose ids are still in the window, before those that the ledger needs.
+
+        By the brokers' own time: the youngest result that is looked at is as good as now, and no clock of ours is.
+
+        Args:
+            unknown: the ledger's begin for each partition whose ids are not known.
+            results: where each results partition begins and ends.
+            is_current: whether anybody still wants it.
+        """
+        probes = {
+            self._results_of(tp): (max(end - _PROBED, results[self._results_of(tp)][0]), end)
+            for tp, end in unknown.items()
+        }
+        youngest: dict[int, int] = {}
+        sizes: defaultdict[int, list[int]] = defaultdict(list)
+        async with aclosing(self._log.scan(probes, is_current)) as records:
+            async for record in records:
+                youngest[record.partition] = record.timestamp
+                sizes[record.partition].append(record.serialized_value_size)
+        probed = [tp for tp in unknown if tp.partition in youngest]
+        times = {self._results_of(tp): max(youngest[tp.partition] - WINDOW_MS, 0) for tp in probed}
+        places = await self._log.offsets_at(times) if times else {}
+        tails = {}
+        for tp in probed:
+            size = max(sum(sizes[tp.partition]) // len(sizes[tp.partition]), 1)
+            count = min(WINDOW_RECORDS, _RESTORE_BYTES // size)
+            since = places[self._results_of(tp)]
+            begin = results[self._results_of(tp)][0]
+            tails[tp] = max(begin, unknown[tp] - count, unknown[tp] if since is None else min(since, unknown[tp]))
+        return tails
+
     async def _read_results(
-        self, lanes: dict[TP, Lane], starts: dict[TP, LaneStart], is_current: Callable[[], bool]
+        self,
+        lanes: dict[TP, Lane],
+        starts: dict[TP, LaneStart],
+        tails: Mapping[TP, int],
+        is_current: Callable[[], bool],
     ) -> None:
-        by_partition = {tp.partition: lane for tp, lane in lanes.items()}
+        by_partition = {tp.partition: (lane, starts[tp].results_from) for tp, lane in lanes.items()}
         ranges = {
-            TopicPartition(self._names.results, tp.partition): (start.results_from, start.results_end)
-            for tp, start in starts.items()
+            self._results_of(tp): (tails.get(tp, start.results_from), start.results_end) for tp, start in starts.items()
         }
         async with aclosing(self._log.scan(ranges, is_current)) as records:
             async for record in records:
-                answered = read_answered(record.headers, record.offset, record.value)
-                if answered is not None:
-                    lane = by_partition[record.partition]
+                lane, results_from = by_partition[record.partition]
+                is_needed = record.offset >= results_from
+                answered = read_answered(record.headers, record.offset, record.value if is_needed else None)
+                if answered is None:
+                    continue
+                if is_needed:
                     lane.ledger.note(answered)
-                    self._note_id(lane.duplicates, lane.topic, answered)
-
-    async def _restore_duplicates(self, lane: Lane, start: LaneStart, is_current: Callable[[], bool]) -> None:
-        """The ids of the results before those that the ledger needed, as far back as the window reaches."""
-        results = TopicPartition(self._names.results, lane.partition)
-        since = (await self._log.offsets_at({results: int(time.time() * 1000) - _RESTORE_MS}))[results]
-        begin = (await self._log.bounds([results]))[results][0]
-        first = max(start.results_from - WINDOW_RECORDS, begin, start.results_from if since is None else since)
-        pieces: list[list[Answered]] = []
-        end, size = start.results_from, 0
-        while end > first and size < _RESTORE_BYTES and is_current():
-            piece: list[Answered] = []
-            from_ = max(end - _RESTORE_PIECE, first)
-            async with aclosing(self._log.scan({results: (from_, end)}, is_current)) as records:
-                async for record in records:
-                    size += record.serialized_value_size
-                    answered = read_answered(record.headers, record.offset, None)
-                    if answered is not None:
-                        piece.append(answered)
-            pieces.append(piece)
-            end = from_
-        for piece in reversed(pieces):
-            for answered in piece:
                 self._note_id(lane.duplicates, lane.topic, answered)
 
     def _note_id(self, window: DuplicateWindow, topic: str, answered: Answered) -> None:

@@ -153,14 +153,6 @@ def is_answered(lane: Lane, offset: int, created_ms: int = NOW_MS) -> bool:
     return bool(lane.ledger.take(offset, created_ms, f"r-{offset}"))
 
 
-@pytest.fixture(autouse=True)
-def wall_clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """This worker's clock; `off_s` is how far it is wrong."""
-    clock = SimpleNamespace(off_s=0.0)
-    monkeypatch.setattr("pipeline.worker.lane_opening.time.time", lambda: NOW_MS / 1e3 + clock.off_s)
-    return clock
-
-
 @simulated
 async def test_start_is_committed_after_the_ledger_is_read() -> None:
     """Commits, bounds, results, then the commit that counts this start, then the lane: nothing is taken before."""
@@ -330,19 +322,30 @@ async def test_values_that_were_not_kept_are_read_again(monkeypatch: pytest.Monk
     assert ledger.take(1, NOW_MS, "r-1") == []
 
 
-@pytest.mark.parametrize("off_s", [-3600.0, 0.0, 3600.0])
 @simulated
-async def test_ids_are_restored_by_a_wrong_clock_too(off_s: float, wall_clock: SimpleNamespace) -> None:
-    """The window's 10 minutes are remembered by a worker whose clock is an hour off; older ones need not be."""
-    wall_clock.off_s = off_s
+async def test_ids_of_the_window_are_restored_by_the_logs_own_time() -> None:
+    """The 10 minutes before the youngest result are remembered, whatever a worker's clock says; older ones are not."""
     log = ScriptedLog()
-    ages_m = [600, 9, 5, 1, 0]
+    ages_m = [600, 30, 9, 5, 1, 0]
     log.records[TOPIC] = [a_record(TOPIC, n, NOW_MS - age * MINUTE_MS) for n, age in enumerate(ages_m)]
     log.records[RESULTS] = [a_result(n, n, NOW_MS - age * MINUTE_MS) for n, age in enumerate(ages_m)]
-    consumer = ScriptedConsumer(log, (5, CommitNote(results_from=5).encode()))
+    consumer = ScriptedConsumer(log, (6, CommitNote(results_from=6).encode()))
     await opened(log, consumer)
-    found = [n for n in range(5) if consumer.lane.duplicates.find(f"r-{n}", 5, NOW_MS) is not None]
-    assert found == [1, 2, 3, 4]
+    found = [n for n in range(6) if consumer.lane.duplicates.find(f"r-{n}", 6, NOW_MS) is not None]
+    assert found == [2, 3, 4, 5]
+    assert len(consumer.lane.ledger) == 0
+
+
+@simulated
+async def test_large_results_are_restored_as_far_as_their_bytes_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading must not take minutes: of large results only the youngest are read for their ids."""
+    monkeypatch.setattr("pipeline.worker.lane_opening._RESTORE_BYTES", 30_000)
+    log = ScriptedLog()
+    log.records[TOPIC] = [a_record(TOPIC, offset, NOW_MS) for offset in range(20)]
+    log.records[RESULTS] = [a_result(offset, offset, value=bytes(10_000)) for offset in range(20)]
+    consumer = ScriptedConsumer(log, (20, CommitNote(results_from=20).encode()))
+    await opened(log, consumer)
+    assert [n for n in range(20) if consumer.lane.duplicates.find(f"r-{n}", 20, NOW_MS)] == [17, 18, 19]
 
 
 @pytest.mark.parametrize(
