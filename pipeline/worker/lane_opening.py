@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, KafkaTimeoutError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.types import TP
 
@@ -75,7 +75,8 @@ class LaneOpener:
             try:
                 await self._open(consumer, generation, is_current)
             except KafkaError as error:
-                if not error.retriable:
+                # A Kafka that is slow; aiokafka does not call it retriable.
+                if not error.retriable and not isinstance(error, KafkaTimeoutError):
                     raise
                 if not told:
                     logger.warning("partitions cannot be opened yet: %r", error)

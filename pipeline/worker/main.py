@@ -243,7 +243,11 @@ class _Worker:
         for task in (publishing, crashed, stopped):
             task.cancel()
         await asyncio.gather(publishing, crashed, stopped, return_exceptions=True)
-        return 0 if failure is None else 1
+        if failure is None:
+            return 0
+        # Once more, behind all that the libraries say while they are torn down: whoever looks at the end looks here.
+        logger.error("worker %s ended: %s: %s", self._name, type(failure).__name__, failure)
+        return 1
 
     def _note_bug(self, bug: BaseException) -> None:
         """A bug ends the process: whoever it left without an answer is read again."""
