@@ -3,6 +3,7 @@
 from pipeline.core.answer import Answer, StoredAnswer, stored_answer
 from pipeline.core.exchange import Exchange
 from pipeline.core.result_record import Headers, ResultRecord
+from schemas.errors import WireError
 from schemas.result import InferenceResult, decode_result, json_object_length
 
 
@@ -18,6 +19,7 @@ def recall(exchange: Exchange, value: bytes, headers: Headers) -> tuple[Answer, 
         ValueError: the record is no result, although its headers say so.
     """
     result = decode_result(value, headers)
+    outputs = _outputs(result)
     parameters = result.parameters
     completed_at = result.completed_at.timestamp()
     exchange.recall(
@@ -30,7 +32,7 @@ def recall(exchange: Exchange, value: bytes, headers: Headers) -> tuple[Answer, 
     answer = Answer(
         result.status,
         result.model_version,
-        _outputs(result),
+        outputs,
         result.error,
         parameters.cache_status,
         bytes.fromhex(parameters.cache_key) if parameters.cache_key else None,
@@ -46,7 +48,10 @@ def recall(exchange: Exchange, value: bytes, headers: Headers) -> tuple[Answer, 
 def _outputs(result: InferenceResult) -> StoredAnswer | None:
     if result.outputs is None:
         return None
-    tensors = [output.to_tensor() for output in result.outputs]
+    try:
+        tensors = [output.to_tensor() for output in result.outputs]
+    except WireError as error:
+        raise ValueError(f"result {result.id!r}: {error}") from error
     return stored_answer(tensors, stored_at=0.0, instance=result.parameters.instance or "")
 
 

@@ -92,12 +92,20 @@ async def test_answer_of_another_record_is_none(changed: dict[str, Any]) -> None
     assert [result.status for result in made.log.results()] == ["succeeded"]
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"hello",
+        b'{"id":"r-1","model_name":"adder","status":"succeeded","completed_at":"2026-11-22T22:00:00Z",'
+        b'"outputs":[{"name":"y","datatype":"INT32","shape":[1,1],"data":["no number"]}]}',
+    ],
+)
 @simulated
-async def test_what_only_looks_like_a_result_answers_nothing() -> None:
+async def test_what_only_looks_like_a_result_answers_nothing(value: bytes) -> None:
     """A foreign record with a result's headers and another body must neither answer nor end the worker."""
     made = await bench()
     made.lane = new_lane(2, 2, requests_end=1)
-    made.lane.ledger.note(Answered("r-1", "", 0, 1_795_384_800_000, bytes(16), "group", 0, [], b"hello"))
+    made.lane.ledger.note(Answered("r-1", "", 0, 1_795_384_800_000, bytes(16), "group", 0, [], value))
     made.take(body(5, id="r-1"), timestamp=1_795_384_800_000)
     await asyncio.sleep(1)
     assert [result.status for result in made.log.results()] == ["succeeded"]
