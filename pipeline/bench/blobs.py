@@ -5,15 +5,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from uuid_utils import uuid7
-
+from pipeline.bench.workload import NO_ID, with_fresh_id
 from pipeline.client.records import RequestRecord, build_record
 from pipeline.errors import SettingsError
 from schemas.tensor import Tensor
 
 MODEL = "blobs"
 _INPUT, _OUTPUT = "blob", "same"
-_NO_ID = "00000000-0000-7000-8000-000000000000"
 
 
 def write_model(folder: Path) -> None:
@@ -49,15 +47,12 @@ def blob_records(count: int, size: int, repeats: int = 1) -> Iterator[RequestRec
         repeats: how often a tensor repeats its random beginning: about how small it can be compressed.
     """
     template = build_record(
-        _NO_ID, MODEL, [Tensor(_INPUT, "UINT8", (1, size), bytes(size))], now=datetime.now(UTC).timestamp(),
+        NO_ID, MODEL, [Tensor(_INPUT, "UINT8", (1, size), bytes(size))], now=datetime.now(UTC).timestamp(),
         parameters={"binary_data_output": True}, binary=True,
     )  # fmt: skip
-    head, placeholder = template.value[: len(template.value) - size], _NO_ID.encode()
+    head = template._replace(value=template.value[: len(template.value) - size])
     for _ in range(count):
-        request_id = str(uuid7())
-        new = request_id.encode()
         tile = os.urandom(-(-size // repeats))
-        headers = [(name, new if value == placeholder else value) for name, value in template.headers]
+        record = with_fresh_id(head)
         # Ids as keys spread over the partitions; nobody asks for these tensors again, so there is no cache to meet.
-        value = head.replace(placeholder, new, 1) + (tile * repeats)[:size]
-        yield RequestRecord(request_id, new, value, headers)
+        yield record._replace(key=record.id.encode(), value=record.value + (tile * repeats)[:size])

@@ -13,7 +13,7 @@ from schemas.registry import ModelRecord, ModelSignature, ModelVersion, TensorSp
 
 MODEL = "digits"
 # A UUID's text in the place of an id: records are built once per tensor and get their ids later.
-_NO_ID = "00000000-0000-7000-8000-000000000000"
+NO_ID = "00000000-0000-7000-8000-000000000000"
 
 
 def images(count: int, seed: int | None = None) -> list[npt.NDArray[np.float32]]:
@@ -38,19 +38,22 @@ class RequestRecords:
     def __init__(self, distinct: int, seed: int | None = None) -> None:
         now = datetime.now(UTC).timestamp()
         self._templates = [
-            build_record(_NO_ID, MODEL, {"image": image}, now=now, model_version=None)
+            build_record(NO_ID, MODEL, {"image": image}, now=now, model_version=None)
             for image in images(distinct, seed)
         ]
 
     def take(self, count: int) -> Iterator[RequestRecord]:
         """The next records, as the client library would have built each of them."""
-        placeholder = _NO_ID.encode()
         for number in range(count):
-            template = self._templates[number % len(self._templates)]
-            request_id = str(uuid7())
-            new = request_id.encode()
-            headers = [(name, new if value == placeholder else value) for name, value in template.headers]
-            yield RequestRecord(request_id, template.key, template.value.replace(placeholder, new, 1), headers)
+            yield with_fresh_id(self._templates[number % len(self._templates)])
+
+
+def with_fresh_id(template: RequestRecord) -> RequestRecord:
+    """A record that was built with `NO_ID`, with an id of its own in its place."""
+    request_id = str(uuid7())
+    placeholder, new = NO_ID.encode(), request_id.encode()
+    headers = [(name, new if value == placeholder else value) for name, value in template.headers]
+    return RequestRecord(request_id, template.key, template.value.replace(placeholder, new, 1), headers)
 
 
 def digits_record() -> ModelRecord:

@@ -185,12 +185,8 @@ class Intake:
 
     def _remember(self, ticket: Ticket) -> None:
         """The request's digest, and its id for those that bring it again."""
-        exchange = ticket.exchange
-        if exchange.request is not None:
-            exchange.digest = request_digest(exchange.request, _prepared(ticket).content)
-        if exchange.own_id is not None:
-            first = First(exchange.offset, exchange.timestamp_ms, bytes.fromhex(exchange.digest))
-            ticket.lane.duplicates.add(exchange.own_id, first)
+        _digest(ticket)
+        _note_id(ticket)
 
     def release(self, exchange: Exchange) -> None:
         """A miss was answered: there is room for another."""
@@ -244,9 +240,7 @@ class Intake:
                 continue
             self.repeated += 1
             exchange.digest = known.digest.hex()
-            if exchange.own_id is not None:
-                first = First(exchange.offset, exchange.timestamp_ms, known.digest)
-                ticket.lane.duplicates.add(exchange.own_id, first)
+            _note_id(ticket)
             if exchange.request is not None:
                 exchange.input_bytes = _prepared(ticket).input_bytes
             events = self._lines.of(exchange, answer, result, worker)
@@ -259,8 +253,7 @@ class Intake:
         """An id that was used before gets no second result; with other content it goes to the dead letters."""
         self.duplicates += 1
         exchange = ticket.exchange
-        if exchange.request is not None:
-            exchange.digest = request_digest(exchange.request, _prepared(ticket).content)
+        _digest(ticket)
         same = bytes.fromhex(exchange.digest) == first.digest
         others: tuple[PlainRecord, ...] = ()
         if not same:
@@ -281,6 +274,21 @@ class Intake:
 def _overloaded(exchange: Exchange) -> WireError:
     waited_ms = max(exchange.taken_at * 1e3 - exchange.timestamp_ms, 0.0)
     return WireError(ErrorCode.OVERLOADED, f"no room for {waited_ms:.0f} ms: try again later")
+
+
+def _digest(ticket: Ticket) -> None:
+    """What a repeated id is compared by; of a record that is no request the reader has taken it from its bytes."""
+    exchange = ticket.exchange
+    if exchange.request is not None:
+        exchange.digest = request_digest(exchange.request, _prepared(ticket).content)
+
+
+def _note_id(ticket: Ticket) -> None:
+    """Whoever brings this id again is not the first."""
+    exchange = ticket.exchange
+    if exchange.own_id is not None:
+        first = First(exchange.offset, exchange.timestamp_ms, bytes.fromhex(exchange.digest))
+        ticket.lane.duplicates.add(exchange.own_id, first)
 
 
 def _prepared(ticket: Ticket) -> Prepared:

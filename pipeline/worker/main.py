@@ -288,17 +288,20 @@ class _Worker:
             left_s = None if limit_ms is None else limit_ms / 1e3 - (time.time() - record.timestamp / 1e3)
             if left_s is not None and left_s <= 0 and lane.may_take(record.offset):
                 return True
-            self._progress.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if left_s is None else max(left_s, 0.0)):
-                    await self._progress.wait()
+                    await self._more_progress()
         return False
+
+    async def _more_progress(self) -> None:
+        """Returns when anything was answered, confirmed, committed or given away from now on."""
+        self._progress.clear()
+        await self._progress.wait()
 
     async def _take_alone(self, consumer: ChunkConsumer, lane: Lane, record: ConsumerRecord, chunk: _Chunk) -> None:
         """One record, and nothing else in this process, with its offset in the commit while it runs."""
         while not lane.closed and any(len(other.offsets) for other in consumer.lanes.values() if not other.closed):
-            self._progress.clear()
-            await self._progress.wait()
+            await self._more_progress()
         lane.name_suspect(record.offset)
         await consumer.commit_lanes([lane])
         if lane.closed or not lane.is_named(record.offset):
@@ -308,8 +311,7 @@ class _Worker:
         lane.offsets.begin(record.offset)
         self._intake.take(record, lane, chunk.confirmed)
         while len(lane.offsets) and not lane.closed:
-            self._progress.clear()
-            await self._progress.wait()
+            await self._more_progress()
         await consumer.commit_lanes([lane])  # whatever ends workers from now on is not what ran alone until now
 
     async def _recall(self, lane: Lane, offset: int) -> None:
