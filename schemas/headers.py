@@ -85,9 +85,33 @@ class DeadLetterHeaders(BaseModel):
 
     reason: str = Field(
         description="A stable word.",
-        examples=["NOT_JSON", "TOMBSTONE", "BAD_BINARY_LENGTH", "DUPLICATE_ID", "CRASHED_WORKER", "INVALID_EVENT"],
-    )
+        examples=["NOT_JSON", "TOMBSTONE", "BAD_BINARY_LENGTH", "DUPLICATE_ID", "CRASHED_WORKER", "INVALID_EVENT",
+                  "POISON_ROW"],
+    )  # fmt: skip
     error: str = Field(description="A sentence for people.")
     source_topic: str = Field(alias="source-topic")
     source_partition: str = Field(alias="source-partition", pattern=_DECIMAL)
     source_offset: str = Field(alias="source-offset", pattern=_DECIMAL)
+
+
+# The sentence is for people; a record's headers count against Kafka's limits as its value does.
+DEAD_LETTER_ERROR_BYTES_MAX = 2048
+
+
+def dead_letter_headers(reason: str, error: str, topic: str, partition: int, offset: int) -> list[tuple[str, bytes]]:
+    """`DeadLetterHeaders` as they are written, behind the original record's own.
+
+    Args:
+        reason: a stable word.
+        error: a sentence; what is over `DEAD_LETTER_ERROR_BYTES_MAX` is cut.
+        topic: where the record was.
+        partition: likewise.
+        offset: likewise.
+    """
+    return [
+        ("reason", reason.encode()),
+        ("error", error.encode("utf-8", "replace")[:DEAD_LETTER_ERROR_BYTES_MAX]),
+        ("source-topic", topic.encode()),
+        ("source-partition", b"%d" % partition),
+        ("source-offset", b"%d" % offset),
+    ]

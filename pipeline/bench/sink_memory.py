@@ -27,6 +27,9 @@ _PARTITIONS = 2
 _BATCH_BYTES = 16 * MIB
 # As `pipeline/sink/run.py` asks; a record that is larger comes whole.
 _FETCH_BYTES = 4 * MIB
+# A line has the inputs and the result as base64 (4/3 + 4/3 of a tensor); its row the inputs, the outputs as base64 and
+# the result's own bytes (4/3 + 4/3 + 1).
+_ROWS_PER_LINE = 11 / 8
 _LOOK_S = 0.1
 # A start of 10 s, then the slowest machine seen: 10 MB/s.
 _START_S, _RATE_MIN = 60.0, 5.0
@@ -36,10 +39,13 @@ async def measure(rig: Rig, effort: Effort) -> list[Figure]:
     """One figure: the lines of requests whose inputs and outputs are as large as a backlog's."""
     idle, _ = await _moved(rig, effort, 1)
     peak, seconds = await _moved(rig, effort, effort.backlog_records)
-    # A batch that is inserted, and the next one that collects meanwhile; a fetch that is taken, and the next one.
+    rows_bytes = _ROWS_PER_LINE * _BATCH_BYTES
+    # A batch that is inserted, and the next one that collects meanwhile; the first as the insert's blocks, as they are
+    # made and as they leave (the client queues ten of 2 MiB); a fetch that is taken, and the next one.
     parts = {
-        "batches": _PARTITIONS * 2 * _BATCH_BYTES,
-        "fetched": _PARTITIONS * 2 * max(_FETCH_BYTES, 3 * effort.backlog_bytes),
+        "rows": _PARTITIONS * 2 * rows_bytes,
+        "inserts": _PARTITIONS * 2 * rows_bytes,
+        "fetched": float(_PARTITIONS * 2 * max(_FETCH_BYTES, 3 * effort.backlog_bytes)),
     }
     bound, growth = sum(parts.values()), peak - idle
     rig.tell(f"sink.backlog_memory: {idle / MIB:.0f} MiB idle, {growth / MIB:+.0f} MiB, {bound / MIB:.0f} promised")
@@ -48,8 +54,8 @@ async def measure(rig: Rig, effort: Effort) -> list[Figure]:
             "sink.backlog_memory", growth / MIB, "MiB", bound / MIB, growth / bound, _BAR,
             how=f"peak resident memory of a sink over the events of {effort.backlog_records:,} requests with inputs "
             f"and results of {effort.backlog_bytes:,} bytes, less that of one that moved a single request's",
-            yardstick_how=f"two batches of {_BATCH_BYTES // MIB} MiB and two fetches for each of {_PARTITIONS} "
-            "partitions",
+            yardstick_how=f"for each of {_PARTITIONS} partitions two batches of {_BATCH_BYTES // MIB} MiB of lines, as "
+            "rows, an insert's blocks, and two fetches",
             rounds=1,
             steps={f"promised: {name}": part / MIB for name, part in parts.items()},
             notes={"idle_mib": idle / MIB, "peak_mib": peak / MIB, "seconds": seconds},

@@ -35,7 +35,7 @@ class DuplicateWindow:
     """The ids of one partition's recent requests.
 
     Times are the log's own (append timestamps), so that whoever reads the log again comes to the same verdicts.
-    A full window of 36-character ids takes 25 MB.
+    A full window of 36-character ids takes 30 MB.
     """
 
     def __init__(self, records_max: int = WINDOW_RECORDS, age_max_ms: int = WINDOW_MS) -> None:

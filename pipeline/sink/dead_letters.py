@@ -6,12 +6,13 @@ from typing import Any
 from aiokafka import AIOKafkaProducer
 
 from pipeline.core.event_batch import RejectedLine
+from schemas.headers import DEAD_LETTER_ERROR_BYTES_MAX, dead_letter_headers
 
 # Why a line is a dead letter: it is no event, or ClickHouse refuses its row.
 INVALID_EVENT = "INVALID_EVENT"
 POISON_ROW = "POISON_ROW"
-# Kafka's own share of a record beside its value: headers and framing; the error's text is cut to this at most.
-_HEADERS_BYTES_MAX = 4096
+# A record's bytes beside its value: the headers' texts, of which the error's is the long one, and Kafka's framing.
+_HEADERS_BYTES_MAX = 2 * DEAD_LETTER_ERROR_BYTES_MAX
 
 
 class DeadLetters:
@@ -41,13 +42,7 @@ class DeadLetters:
         """
         producer = await self._connected()
         for rejected in lines:
-            headers = [
-                ("reason", reason.encode()),
-                ("error", rejected.error.encode("utf-8", "replace")[: _HEADERS_BYTES_MAX // 2]),
-                ("source-topic", source_topic.encode()),
-                ("source-partition", str(source_partition).encode()),
-                ("source-offset", str(rejected.offset).encode()),
-            ]
+            headers = dead_letter_headers(reason, rejected.error, source_topic, source_partition, rejected.offset)
             await producer.send_and_wait(self._topic, value=rejected.line, headers=headers)
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ from pipeline.core.lane import SUSPECT_STARTS_MAX, Lane
 from pipeline.core.result_record import Headers
 from pipeline.worker.publisher import PlainRecord
 from schemas.errors import ErrorCode, WireError
+from schemas.headers import dead_letter_headers
 from schemas.request import (
     InferenceRequest,
     ReplyTo,
@@ -113,14 +114,8 @@ class RequestReader:
 
     def letter(self, record: ConsumerRecord, reason: str, error: str) -> PlainRecord:
         """A record for the dead letters, with its original bytes and headers."""
-        headers: Headers = [
-            *record.headers,
-            ("reason", reason.encode()),
-            ("error", error.encode("utf-8", "replace")),
-            ("source-topic", record.topic.encode()),
-            ("source-partition", b"%d" % record.partition),
-            ("source-offset", b"%d" % record.offset),
-        ]
+        ours = dead_letter_headers(reason, error, record.topic, record.partition, record.offset)
+        headers: Headers = [*record.headers, *ours]
         return PlainRecord(self._dead_letter_topic, None, record.key, record.value, headers)
 
 
