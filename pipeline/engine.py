@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.core.answer import Answer, failed, stored_answer
-from pipeline.core.cache_key import cache_key, content_digest, encode_outputs
+from pipeline.core.cache_key import CacheScope, cache_key, content_digest, encode_outputs
 from pipeline.core.cache_policy import DEFAULT, CachePolicy, parse_cache_control
 from pipeline.core.catalog import ModelCatalog, ServedVersion
 from pipeline.core.coalescing import Flight, Member, Waiter
@@ -176,12 +176,14 @@ class InferenceEngine:
         prepared.content = content = content_digest(tensors, parameters.keyed)
         prepared.input_bytes = sum([len(tensor.raw) for tensor in tensors])
         key: bytes | None = None
+        scope: CacheScope | None = None
         if not enabled or not version.signature.cacheable:
             if policy.only_stored:
                 raise WireError(ErrorCode.CACHE_MISS, "cache_control: only-if-cached, and the cache is off")
             policy = _BYPASS
         else:
-            key = cache_key(request.tenant, version.model_name, version.version, version.fingerprint, content, encoded)
+            scope = version.scope_of(request.tenant)
+            key = cache_key(scope, content, encoded)
             if policy.read and (answer := self._look_up(key, version, policy)) is not None:
                 return answer
             if policy.only_stored:
@@ -193,7 +195,7 @@ class InferenceEngine:
             flight.join(member)
             return None
         self._metrics.count(version.model_name, member.cache_status)
-        flight = Flight(key, version, tensors, outputs, encoded, parameters.keyed, parameters.server)
+        flight = Flight(key, scope, version, tensors, outputs, encoded, parameters.keyed, parameters.server)
         flight.join(member)
         if key is not None:
             self._flights[key] = flight
@@ -254,9 +256,10 @@ class InferenceEngine:
         stored = stored_answer(outcome.outputs, stored_at=now, instance=outcome.instance)
         # A flight that a no-cache request overtook must not put its older answer over that one's. A version whose
         # content was replaced meanwhile may have answered with the new one under the old key.
-        if flight.key is not None and newest and flight.store and self.catalog.is_served(flight.version):
+        if flight.scope is not None and newest and flight.store and self.catalog.is_served(flight.version):
+            assert flight.key is not None, "a scope comes with a key"
             ttl_s = flight.version.signature.cache_ttl_seconds
-            self._cache.put(flight.key, stored, now + (self._ttl_s if ttl_s is None else ttl_s))
+            self._cache.put(flight.key, stored, now + (self._ttl_s if ttl_s is None else ttl_s), flight.scope)
         for member in flight.waiting():
             self._tell(
                 member,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.core.answer import StoredAnswer
+from pipeline.core.cache_key import CacheScope
 from schemas.tensor import Tensor
 
 
@@ -44,7 +45,7 @@ class AnswerCache(Protocol):
     def get(self, key: bytes, now: float) -> StoredAnswer | None:
         """The answer stored for exactly this key, or None. `now` is monotonic seconds."""
 
-    def put(self, key: bytes, value: StoredAnswer, expires_at: float) -> None:
+    def put(self, key: bytes, value: StoredAnswer, expires_at: float, scope: CacheScope) -> None:
         """Stores an answer until `expires_at`, in place of an older one; may refuse one that is too large."""
 
 

@@ -109,7 +109,7 @@ def key_of(engine: InferenceEngine, request: InferenceRequest) -> bytes:
     tensors = check_inputs(version, request)
     outputs = encode_outputs(requested_outputs(version, request))
     content = content_digest(tensors, parameters.keyed)
-    return cache_key(request.tenant, version.model_name, version.version, version.fingerprint, content, outputs)
+    return cache_key(version.scope_of(request.tenant), content, outputs)
 
 
 def _submit(engine: InferenceEngine, exchange: Exchange, prepared: Prepared) -> Answer:

@@ -13,6 +13,7 @@ compared in full on every hit. Tensors enter as their raw bytes: `1` and `1.0` f
 
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
 
@@ -118,20 +119,38 @@ def encode_outputs(outputs: Outputs) -> bytes:
     return _plain_outputs(tuple(names))
 
 
-def cache_key(
-    tenant: str | None, model_name: str, model_version: str, fingerprint: str, content: bytes, outputs: bytes
-) -> bytes:
-    """The 32-byte key under which an answer is stored.
+@dataclass(frozen=True, slots=True)
+class CacheScope:
+    """Whose answers, and of what: all of a cache key but the request's content and outputs.
 
-    Args:
+    Attributes:
         tenant: caches of tenants never meet.
         model_name: the model.
         model_version: the version that answers, never "latest".
         fingerprint: of that version's content: other weights in the same folder have another key.
+        encoded: the canonical form, made once.
+    """
+
+    tenant: str | None
+    model_name: str
+    model_version: str
+    fingerprint: str
+    encoded: bytes = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        encoded = _scope(_CACHE, self.tenant, self.model_name, self.model_version, self.fingerprint)
+        object.__setattr__(self, "encoded", encoded)
+
+
+def cache_key(scope: CacheScope, content: bytes, outputs: bytes) -> bytes:
+    """The 32-byte key under which an answer is stored.
+
+    Args:
+        scope: whose answer, and of what.
         content: `content_digest` of inputs and parameters.
         outputs: `encode_outputs` of the outputs asked for, all of them where none is named.
     """
-    return blake3(_scope(_CACHE, tenant, model_name, model_version, fingerprint) + content + outputs).digest()
+    return blake3(scope.encoded + content + outputs).digest()
 
 
 def partition_key(tenant: str | None, model_name: str, content: bytes) -> str:

@@ -3,10 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from pipeline.core.cache_key import encode_outputs
+from pipeline.core.cache_key import CacheScope, encode_outputs
 from schemas.errors import ErrorCode, WireError
 from schemas.registry import ModelRecord, ModelSignature, TensorSpec
 from schemas.request import Parameters
+
+# Scopes are made again for tenants past this many.
+_TENANTS_REMEMBERED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,16 @@ class ServedVersion:
     all_outputs_encoded: bytes = field(repr=False)
     is_plain: bool
     accepted: set[tuple[tuple[str | int, ...], ...]] = field(repr=False, default_factory=set)
+    _scopes: dict[str | None, CacheScope] = field(repr=False, default_factory=dict)
+
+    def scope_of(self, tenant: str | None) -> CacheScope:
+        """The scope of a tenant's answers by this version."""
+        scope = self._scopes.get(tenant)
+        if scope is None:
+            scope = CacheScope(tenant, self.model_name, self.version, self.fingerprint)
+            if len(self._scopes) < _TENANTS_REMEMBERED:
+                self._scopes[tenant] = scope
+        return scope
 
     @property
     def batches(self) -> bool:

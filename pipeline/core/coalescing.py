@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.core.answer import Answer
+from pipeline.core.cache_key import CacheScope
 from pipeline.core.catalog import ServedVersion
 from schemas.request import InferenceRequest, Parameters
 from schemas.result import CacheStatus
@@ -56,7 +57,7 @@ class Flight:
     """One inference that runs, or waits to.
 
     Attributes:
-        key: the cache key, or None where nothing may be shared or stored.
+        key: the cache key, or None where nothing may be shared or stored; `scope` likewise.
         version: the version that is asked, and no other.
         outputs: names asked for, each with the parameters that reach the server.
         parameters: those that reach the model; `server_parameters` are the server's own.
@@ -65,6 +66,7 @@ class Flight:
     """
 
     key: bytes | None
+    scope: CacheScope | None
     version: ServedVersion
     tensors: tuple[Tensor, ...]
     outputs: tuple[tuple[str, Parameters], ...]

@@ -10,6 +10,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from pipeline.core.cache_key import CacheScope
+
 
 class Sized(Protocol):
     """What can be stored: it knows its own size."""
@@ -35,6 +37,7 @@ class _Slot(Generic[Value]):
     value: Value
     expires_at: float
     size: int
+    scope: CacheScope
     frequency: int = 0
     in_main: bool = False
 
@@ -86,7 +89,7 @@ class S3FifoCache(Generic[Value]):
             slot.frequency += 1
         return slot.value
 
-    def put(self, key: bytes, value: Value, expires_at: float) -> None:
+    def put(self, key: bytes, value: Value, expires_at: float, scope: CacheScope) -> None:
         """Stores a value, in place of an older one; one larger than the whole bound is refused, the older one gone."""
         self.discard(key)
         size = value.size_bytes + ENTRY_OVERHEAD_BYTES
@@ -101,7 +104,7 @@ class S3FifoCache(Generic[Value]):
         else:
             self._small[key] = None
             self._small_bytes += size
-        self._slots[key] = _Slot(value, expires_at, size, in_main=in_main)
+        self._slots[key] = _Slot(value, expires_at, size, scope, in_main=in_main)
         while self.bytes_used > self.bytes_max:
             self._evict()
 

@@ -21,6 +21,7 @@ from pipeline.core.cache_key import (
     IGNORED,
     KEYED,
     NOT_CONTENT,
+    CacheScope,
     cache_key,
     content_digest,
     encode_outputs,
@@ -71,11 +72,9 @@ def key_of(**changes: Any) -> bytes:
         "outputs": [("label", {}), ("scores", {})],
     }
     parts |= changes
+    scope = CacheScope(parts["tenant"], parts["model_name"], parts["model_version"], parts["fingerprint"])
     return cache_key(
-        parts["tenant"],
-        parts["model_name"],
-        parts["model_version"],
-        parts["fingerprint"],
+        scope,
         content_digest(parts["tensors"], parts["parameters"]),
         encode_outputs(parts["outputs"]),
     )
@@ -277,7 +276,7 @@ def test_partition_key_ignores_version_and_outputs() -> None:
     ]
     assert len(set(keys)) == len(keys)
     assert all(len(key) == 32 and int(key, 16) >= 0 for key in keys)
-    assert cache_key(None, "digits", "1", "f", content, b"")[:16].hex() not in keys
+    assert cache_key(CacheScope(None, "digits", "1", "f"), content, b"")[:16].hex() not in keys
 
 
 FULL: dict[str, Any] = {
@@ -357,7 +356,8 @@ def test_broken_records_never_break_keys(record: Record) -> None:
     outputs = encode_outputs([(output.name, output.parameters) for output in request.outputs or ()])
     assert len(request_digest(request, content)) == 32
     assert len(partition_key(request.tenant, request.model_name, content)) == 32
-    assert len(cache_key(request.tenant, request.model_name, "1", "f", content, outputs)) == 32
+    scope = CacheScope(request.tenant, request.model_name, "1", "f")
+    assert len(cache_key(scope, content, outputs)) == 32
 
 
 def vectors() -> list[dict[str, str]]:
@@ -384,12 +384,13 @@ def vectors() -> list[dict[str, str]]:
         request = decode_request(value, headers)
         content = record_content(value, headers)
         outputs = encode_outputs([(output.name, output.parameters) for output in request.outputs or ()])
+        scope = CacheScope(request.tenant, request.model_name, "1", "f1")
         found.append({
             "name": name,
             "value_hex": value.hex(),
             "json_bytes": headers[0][1].decode() if headers else "",
             "content": content.hex(),
-            "cache_key": cache_key(request.tenant, request.model_name, "1", "f1", content, outputs).hex(),
+            "cache_key": cache_key(scope, content, outputs).hex(),
             "partition_key": partition_key(request.tenant, request.model_name, content),
             "request_digest": request_digest(request, content),
         })  # fmt: skip

@@ -13,9 +13,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from pipeline.core.cache_key import CacheScope
 from pipeline.core.eviction import ENTRY_OVERHEAD_BYTES, S3FifoCache
 from tests.schemas.records import FAST
 
+SCOPE = CacheScope(None, "digits", "2", "f1")
 ENTRY = ENTRY_OVERHEAD_BYTES
 KEYS = st.integers(0, 30).map(lambda number: number.to_bytes(32, "big"))
 
@@ -51,7 +53,7 @@ class CacheMachine(RuleBasedStateMachine):
     def put(self, at: bytes, size: int, ttl_s: int) -> None:
         self.count += 1
         answer = Answer(self.count, size)
-        self.cache.put(at, answer, self.now + ttl_s)
+        self.cache.put(at, answer, self.now + ttl_s, SCOPE)
         self.stored[at] = (answer, self.now + ttl_s)
         if size + ENTRY > self.cache.bytes_max:
             del self.stored[at]
@@ -99,7 +101,7 @@ def test_values_live_until_their_time() -> None:
     """A value is found before its time is up, not at it, and its room is free then."""
     cache: S3FifoCache[Answer] = S3FifoCache(10_000)
     answer = Answer(1, 100)
-    cache.put(key(1), answer, 10.0)
+    cache.put(key(1), answer, 10.0, SCOPE)
     assert (cache.get(key(1), 9.999), cache.get(key(1), 10.0), cache.get(key(1), 9.0)) == (answer, None, None)
     assert (len(cache), cache.bytes_used, cache.stats.expired) == (0, 0, 1)
 
@@ -107,17 +109,17 @@ def test_values_live_until_their_time() -> None:
 def test_newer_value_takes_the_place() -> None:
     """A value stored under the same key replaces the older one, size and time too."""
     cache: S3FifoCache[Answer] = S3FifoCache(10_000)
-    cache.put(key(1), Answer(1, 5000), 10.0)
-    cache.put(key(1), Answer(2, 100), 20.0)
+    cache.put(key(1), Answer(1, 5000), 10.0, SCOPE)
+    cache.put(key(1), Answer(2, 100), 20.0, SCOPE)
     assert (cache.get(key(1), 15.0), len(cache), cache.bytes_used) == (Answer(2, 100), 1, 100 + ENTRY)
 
 
 def test_value_above_the_bound_is_refused() -> None:
     """A value larger than the whole bound is not stored and drives nothing out, but the older one is gone."""
     cache: S3FifoCache[Answer] = S3FifoCache(2000)
-    cache.put(key(1), Answer(1, 100), 10.0)
-    cache.put(key(2), Answer(2, 100), 10.0)
-    cache.put(key(2), Answer(3, 2001 - ENTRY), 10.0)
+    cache.put(key(1), Answer(1, 100), 10.0, SCOPE)
+    cache.put(key(2), Answer(2, 100), 10.0, SCOPE)
+    cache.put(key(2), Answer(3, 2001 - ENTRY), 10.0, SCOPE)
     assert (cache.get(key(1), 0.0), cache.get(key(2), 0.0)) == (Answer(1, 100), None)
     assert (cache.stats.refused, cache.stats.evicted) == (1, 0)
 
@@ -125,14 +127,14 @@ def test_value_above_the_bound_is_refused() -> None:
 def test_value_as_large_as_the_bound_fits() -> None:
     """A value that fills the bound exactly is stored."""
     cache: S3FifoCache[Answer] = S3FifoCache(2000)
-    cache.put(key(1), Answer(1, 2000 - ENTRY), 10.0)
+    cache.put(key(1), Answer(1, 2000 - ENTRY), 10.0, SCOPE)
     assert (cache.get(key(1), 0.0), cache.bytes_used) == (Answer(1, 2000 - ENTRY), 2000)
 
 
 def test_bound_of_zero_stores_nothing() -> None:
     """With no room there is no cache, not even for an empty value."""
     cache: S3FifoCache[Answer] = S3FifoCache(0)
-    cache.put(key(1), Answer(1, 0), 10.0)
+    cache.put(key(1), Answer(1, 0), 10.0, SCOPE)
     assert (cache.get(key(1), 0.0), len(cache), cache.bytes_used, cache.stats.refused) == (None, 0, 0, 1)
 
 
@@ -140,14 +142,14 @@ def test_returning_key_enters_main_at_once() -> None:
     """A key that was driven out and comes back soon outlives keys that were seen once."""
     cache: S3FifoCache[Answer] = S3FifoCache(40 * (100 + ENTRY))
     for number in range(60):
-        cache.put(key(number), Answer(number, 100), 10.0)
+        cache.put(key(number), Answer(number, 100), 10.0, SCOPE)
     gone = max(set(range(60)) - {number for number in range(60) if cache.get(key(number), 0.0)})
     cache.clear()
     for number in range(60):
-        cache.put(key(number), Answer(number, 100), 10.0)
-    cache.put(key(gone), Answer(gone, 100), 10.0)
+        cache.put(key(number), Answer(number, 100), 10.0, SCOPE)
+    cache.put(key(gone), Answer(gone, 100), 10.0, SCOPE)
     for number in range(100, 200):
-        cache.put(key(number), Answer(number, 100), 10.0)
+        cache.put(key(number), Answer(number, 100), 10.0, SCOPE)
     assert cache.get(key(gone), 0.0) == Answer(gone, 100)
 
 
@@ -160,7 +162,7 @@ def replay(trace: list[int], entries: int) -> tuple[int, int]:
         if cache.get(key(number), 0.0) is not None:
             hits += 1
         else:
-            cache.put(key(number), Answer(number, 1000), 1.0)
+            cache.put(key(number), Answer(number, 1000), 1.0, SCOPE)
         if number in lru:
             lru_hits += 1
             lru.move_to_end(number)
@@ -221,7 +223,7 @@ def test_accounting_is_real_memory(bytes_max: int, fills: float) -> None:
         before = tracemalloc.get_traced_memory()[0]
         cache: S3FifoCache[Blob] = S3FifoCache(bytes_max)
         for number in range(int(fills * bytes_max / (1300 + ENTRY))):
-            cache.put(os.urandom(32), Blob(os.urandom(1300)), 1e6 + number)
+            cache.put(os.urandom(32), Blob(os.urandom(1300)), 1e6 + number, SCOPE)
         held = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()

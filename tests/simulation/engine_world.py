@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.core.answer import Answer, StoredAnswer
+from pipeline.core.cache_key import CacheScope
 from pipeline.core.coalescing import Flight
 from pipeline.errors import InvalidTensor, ModelFailed
 from schemas.request import InferenceRequest
@@ -205,9 +206,9 @@ class World:
     def _watch_cache(self) -> None:
         put = self.system.cache.put
 
-        def watched(key: bytes, value: StoredAnswer, expires_at: float) -> None:
+        def watched(key: bytes, value: StoredAnswer, expires_at: float, scope: CacheScope) -> None:
             self.history.stored.append(Stored(key, value))
-            put(key, value, expires_at)
+            put(key, value, expires_at, scope)
 
         self.system.cache.put = watched  # type: ignore[method-assign]
 
