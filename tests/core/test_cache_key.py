@@ -10,7 +10,7 @@ keys outlive a deployment. They change only with the tags in `pipeline/core/cach
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from blake3 import blake3
@@ -28,10 +28,11 @@ from pipeline.core.cache_key import (
     partition_key,
     request_digest,
 )
-from pipeline.core.parameters import sort_parameters
+from pipeline.core.parameters import kept_output_parameters, sort_parameters
 from schemas.errors import WireError
 from schemas.request import InferenceRequest, UndecodableRecordError, decode_request
 from schemas.tensor import Tensor
+from tests.core.reference_key import keys_of_vector
 from tests.schemas.records import (
     FAST,
     NAMES,
@@ -41,6 +42,7 @@ from tests.schemas.records import (
     body,
     hostile_records,
     json_tensors,
+    members,
     minimal,
     nested,
     one_input,
@@ -330,7 +332,8 @@ def test_request_digest_is_same_in_binary() -> None:
 
 def canonical(record: dict[str, Any]) -> tuple[bytes, str]:
     """Returns what the digest must cover: the inputs' bytes, and JSON text of all other fields that are content."""
-    decoded = decode_request(body(record)).model_dump(exclude={"inputs", *NOT_CONTENT})
+    decoded = {name: value for name, value in members(decode_request(body(record))).items() if name not in NOT_CONTENT}
+    del decoded["inputs"]
     return record_content(body(record)), json.dumps(decoded, sort_keys=True)
 
 
@@ -360,48 +363,150 @@ def test_broken_records_never_break_keys(record: Record) -> None:
     assert len(cache_key(scope, content, outputs)) == 32
 
 
-def vectors() -> list[dict[str, str]]:
-    """Returns known requests with their digests, made by the code as it is."""
-    cases: dict[str, Record] = {
-        "minimal": (body(minimal()), []),
-        "full": (body(FULL), []),
-        "bytes": (body(one_input("BYTES", [3], ["", "é", "a\0b"])), []),
-        "zero-sized": (body(one_input("INT64", [2, 0], [[], []])), []),
-        "binary": binary_record(
-            minimal(
-                tenant="acme",
-                inputs=[
-                    {"name": "b", "datatype": "FP16", "shape": [2], "parameters": {"binary_data_size": 4}},
-                    {"name": "a", "datatype": "BF16", "shape": [1], "parameters": {"binary_data_size": 2}},
-                ],
-            ),
-            bytes(range(6)),
-        ),
-        "parameters": (body(minimal(parameters={"i": 1, "f": 1.0, "b": True, "s": "1", "z": -0.0})), []),
+class Known(NamedTuple):
+    """A record of the vectors, and the outputs that its model declares."""
+
+    record: Record
+    model_outputs: tuple[str, ...] = ()
+
+
+BOTH = ("label", "scores")
+VERSION, FINGERPRINT = "1", "f1"
+# Of longer encodings the digest is enough.
+_ENCODING_BYTES_MAX = 256
+
+
+def in_binary(*tensors: Tensor, **changes: Any) -> Record:
+    """A record with all tensors behind the JSON."""
+    inputs = [
+        {"name": name, "datatype": datatype, "shape": shape, "parameters": {"binary_data_size": len(raw)}}
+        for name, datatype, shape, raw in tensors
+    ]
+    return binary_record(minimal(inputs=inputs, **changes), b"".join(tensor.raw for tensor in tensors))
+
+
+def in_json(**changes: Any) -> Record:
+    """A record in JSON alone."""
+    return body(minimal(**changes)), []
+
+
+def plain_vectors() -> dict[str, Known]:
+    """Returns the requests that the vectors began with; their outputs are none, as no model is asked."""
+    sixteen_bits = [Tensor("b", "FP16", (2,), bytes(range(4))), Tensor("a", "BF16", (1,), bytes(range(4, 6)))]
+    return {
+        "minimal": Known(in_json()),
+        "full": Known((body(FULL), [])),
+        "bytes": Known((body(one_input("BYTES", [3], ["", "é", "a\0b"])), [])),
+        "zero-sized": Known((body(one_input("INT64", [2, 0], [[], []])), [])),
+        "binary": Known(in_binary(*sixteen_bits, tenant="acme")),
+        "parameters": Known(in_json(parameters={"i": 1, "f": 1.0, "b": True, "s": "1", "z": -0.0})),
     }
-    found: list[dict[str, str]] = []
-    for name, (value, headers) in cases.items():
+
+
+def harder_vectors() -> dict[str, Known]:
+    """Returns the requests that implementations in other languages are likely to disagree on."""
+    nans = struct.pack("<4I", 0x7FC00000, 0x7FC00001, 0xFFC00000, 0x7F800001)
+    two = [{"name": name, "datatype": "INT32", "shape": [1], "data": [place]} for place, name in enumerate("ab")]
+    # UTF-16 has U+1F600 first.
+    wide = [{"name": name, "datatype": "INT32", "shape": [1], "data": [1]} for name in ("\U0001f600", "\uff5e")]
+    forms = body(one_input("FP32", [4], [0.5])).replace(b"0.5", b"1, 1.0, 1e0, 10E-1")
+    asked = {"name": "label", "parameters": {"classification": 3, "binary_data": True}}
+    transport = {"beam": 1, "binary_data_output": True, "priority": 1, "timeout": 5}
+    return {
+        "tenant": Known(in_json(tenant="acme"), BOTH),
+        "no tenant": Known(in_json(), BOTH),
+        "all outputs named": Known(in_json(outputs=[{"name": "label"}, {"name": "scores"}]), BOTH),
+        "outputs empty": Known(in_json(outputs=[]), BOTH),
+        "outputs in another order": Known(in_json(outputs=[{"name": "scores"}, {"name": "label"}]), BOTH),
+        "output with a parameter": Known(in_json(outputs=[asked]), BOTH),
+        "parameters of transport": Known(in_json(parameters=transport), BOTH),
+        "NaN payloads": Known(in_binary(Tensor("x", "FP32", (4,), nans)), BOTH),
+        "zeros of both signs": Known((body(one_input("FP32", [2], [0.0, -0.0])), []), BOTH),
+        "zeros of both signs in binary": Known(in_binary(Tensor("x", "FP32", (2,), bytes(7) + b"\x80")), BOTH),
+        "integer -0 is 0.0": Known((body(one_input("FP32", [1], [0.5])).replace(b"0.5", b"-0"), []), BOTH),
+        "denormals of FP32": Known((body(one_input("FP32", [2], [1e-45, -1e-45])), []), BOTH),
+        "denormals of FP64": Known((body(one_input("FP64", [2], [5e-324, 2.5e-308])), []), BOTH),
+        "FP32 rounded from a double": Known((body(one_input("FP32", [2], [0.1, 7.038531e-26])), []), BOTH),
+        "numbers in four forms": Known((forms, []), BOTH),
+        "integers of 64 bits": Known((body(one_input("UINT64", [2], [2**53 + 1, 2**64 - 1])), []), BOTH),
+        "booleans": Known((body(one_input("BOOL", [2, 1], [[True], [False]])), []), BOTH),
+        "zero bytes in strings": Known(in_binary(Tensor("x", "BYTES", (2,), b"\1\0\0\0\0\2\0\0\0\0a")), BOTH),
+        "ab, c": Known((body(one_input("BYTES", [2], ["ab", "c"])), []), BOTH),
+        "a, bc": Known((body(one_input("BYTES", [2], ["a", "bc"])), []), BOTH),
+        "bytes that are no text": Known(in_binary(Tensor("x", "BYTES", (1,), b"\2\0\0\0\xff\xc3")), BOTH),
+        "two inputs": Known(in_json(inputs=two), BOTH),
+        "two inputs in the other order": Known(in_json(inputs=two[::-1]), BOTH),
+        "names by code points": Known(in_json(inputs=wide, parameters={"\U0001f600": 1, "\uff5e": 2}), BOTH),
+    }  # fmt: skip
+
+
+# Vectors that are one request, by the cache key.
+SAME_KEYS = [
+    {"no tenant", "all outputs named", "outputs empty"},
+    {"zeros of both signs", "zeros of both signs in binary"},
+    {"two inputs", "two inputs in the other order"},
+]
+
+
+def vectors() -> list[dict[str, Any]]:
+    """Returns known requests, what their keys are made of, and the keys, by the code as it is."""
+    found: list[dict[str, Any]] = []
+    for name, ((value, headers), model_outputs) in (plain_vectors() | harder_vectors()).items():
         request = decode_request(value, headers)
         content = record_content(value, headers)
-        outputs = encode_outputs([(output.name, output.parameters) for output in request.outputs or ()])
-        scope = CacheScope(request.tenant, request.model_name, "1", "f1")
-        found.append({
+        asked = [(output.name, kept_output_parameters(output)) for output in request.outputs or ()]
+        outputs = encode_outputs(asked or [(output, {}) for output in model_outputs])
+        scope = CacheScope(request.tenant, request.model_name, VERSION, FINGERPRINT)
+        vector: dict[str, Any] = {
             "name": name,
             "value_hex": value.hex(),
             "json_bytes": headers[0][1].decode() if headers else "",
-            "content": content.hex(),
-            "cache_key": cache_key(scope, content, outputs).hex(),
-            "partition_key": partition_key(request.tenant, request.model_name, content),
-            "request_digest": request_digest(request, content),
-        })  # fmt: skip
+            "tenant": request.tenant,
+            "model_name": request.model_name,
+            "version": VERSION,
+            "fingerprint": FINGERPRINT,
+            "model_outputs": [*model_outputs],
+        }
+        encoding = keys_of_vector(vector)["content_encoding"]
+        if len(encoding) <= 2 * _ENCODING_BYTES_MAX:
+            vector["content_encoding"] = encoding
+        vector["content"] = content.hex()
+        vector["cache_key"] = cache_key(scope, content, outputs).hex()
+        vector["partition_key"] = partition_key(request.tenant, request.model_name, content)
+        vector["request_digest"] = request_digest(request, content)
+        found.append(vector)
     return found
 
 
 def write_vectors() -> None:
-    """Writes the known answers anew; only after a change of the encoding's tags."""
+    """Writes the known answers anew; the digests of those that are there change only with the encoding's tags."""
     VECTORS.write_text(json.dumps(vectors(), indent=2) + "\n")
+
+
+def known() -> list[dict[str, Any]]:
+    """Returns the vectors as they are written down."""
+    found: list[dict[str, Any]] = json.loads(VECTORS.read_text())
+    return found
 
 
 def test_known_answers_stay_the_same() -> None:
     """Keys of stored answers and of partitions are the same in every release."""
-    assert vectors() == json.loads(VECTORS.read_text())
+    assert vectors() == known()
+
+
+@pytest.mark.parametrize("vector", known(), ids=lambda vector: vector["name"])
+def test_reference_from_document_gives_known_answers(vector: dict[str, Any]) -> None:
+    """What docs/cache-key.md says is enough to make every key: a second implementation, written from it, agrees."""
+    expected = {"content_encoding", "content", "cache_key", "partition_key", "request_digest"} & vector.keys()
+    assert len(expected) >= 4
+    assert {name: digest for name, digest in keys_of_vector(vector).items() if name in expected} == {
+        name: vector[name] for name in expected
+    }
+
+
+def test_known_answers_meet_only_where_they_are_one_request() -> None:
+    """The vectors that spell one request have one cache key, and all others have their own."""
+    keys = {vector["name"]: vector["cache_key"] for vector in known()}
+    for names in SAME_KEYS:
+        assert len({keys[name] for name in names}) == 1
+    assert len(set(keys.values())) == len(keys) - sum(len(names) - 1 for names in SAME_KEYS)
