@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -52,14 +53,23 @@ _LAYOUTS: dict[str, _Layout] = {
 DATATYPES: tuple[str, ...] = (*_LAYOUTS, "BYTES")
 _FLOATS = frozenset({"FP16", "FP32", "FP64"})
 _BINARY_ONLY = frozenset({"FP16", "BF16"})
-_NUMBERS = frozenset({int, float})
 # Readers parse a number as a double, then round to FP32. For one FP32 and its negative that gives the neighbour:
 # 0x15ae43fd, 7.038531e-26, found by trying all of them. Its bytes but the last, which holds the sign; a tensor with
 # them is written with the digits of doubles.
 _FP32_ROUNDED_TWICE = b"\xfd\x43\xae"
 _ACCEPTED: dict[str, frozenset[type]] = {
-    name: frozenset({bool}) if name == "BOOL" else _NUMBERS if name in _FLOATS else frozenset({int})
+    name: frozenset({bool}) if name == "BOOL" else frozenset({int, float}) if name in _FLOATS else frozenset({int})
     for name in _LAYOUTS
+}
+# How JSON numbers become bytes: the `struct` code, the type of the list, whether they are floats.
+_NUMBERS: dict[str, tuple[str, Any, bool]] = {
+    name: (
+        layout.code,
+        list[bool] if name == "BOOL" else list[float] if name in _FLOATS else list[int],
+        name in _FLOATS,
+    )
+    for name, layout in _LAYOUTS.items()
+    if name not in _BINARY_ONLY
 }
 
 
@@ -107,42 +117,33 @@ def raw_from_json(name: str, datatype: str, shape: Sequence[int], data: Any) -> 
     Raises:
         WireError: INVALID_INPUT when the data does not fit the datatype or the shape.
     """
-    if datatype in _BINARY_ONLY:
+    if type(data) is list and (not data or type(data[0]) is not list) and len(data) == math.prod(shape):
+        flat = data
+    else:
+        flat = _flattened(name, shape, data)
+    numbers = _NUMBERS.get(datatype)
+    if numbers is None:
+        if datatype == "BYTES":
+            return _pack_strings(name, flat)
         raise _invalid(name, f"{datatype} travels as binary tensor data only, not as JSON")
-    flat = _flat(name, shape, data)
-    if datatype == "BYTES":
-        return _pack_strings(name, flat)
-    layout = _LAYOUTS[datatype]
-    if not _ACCEPTED[datatype].issuperset(map(type, flat)):
-        raise _bad_element(name, datatype, flat)
+    code, kind, is_float = numbers
     try:
-        raw = _packer(layout.code, len(flat)).pack(*flat)
-    except (struct.error, OverflowError):
+        # Packing alone would take `true` for 1. 64 numbers: 0.7 us, against 1.1 by a set of their types.
+        flat = msgspec.convert(flat, kind)
+        raw = _packer(code, len(flat)).pack(*flat)
+    except (msgspec.ValidationError, struct.error, OverflowError):
         raise _bad_element(name, datatype, flat) from None
-    if datatype in _FLOATS and not _all_finite(flat):
+    # One infinity makes the sum infinite or NaN: a finite sum clears all of them in one pass.
+    if is_float and not math.isfinite(sum(flat)) and not all(map(math.isfinite, flat)):
         raise _bad_element(name, datatype, flat)
     return raw
 
 
-def _all_finite(numbers: list[int | float]) -> bool:
-    # One infinity makes the sum infinite or NaN, so a finite sum clears all elements in one pass; a sum that
-    # overflowed by itself (as an integer: with an error) is settled element by element.
-    try:
-        if math.isfinite(sum(numbers)):
-            return True
-    except OverflowError:
-        pass
-    return all(map(math.isfinite, numbers))
-
-
-def _flat(name: str, shape: Sequence[int], data: Any) -> list[Any]:
+def _flattened(name: str, shape: Sequence[int], data: Any) -> list[Any]:
     if type(data) is not list:
         raise _invalid(name, f"data must be a list, not {_json_kind(data)}")
-    count = element_count(shape)
     if not data or type(data[0]) is not list:
-        if len(data) != count:
-            raise _invalid(name, f"data has {len(data)} elements, shape {list(shape)} needs {count}")
-        return data
+        raise _invalid(name, f"data has {len(data)} elements, shape {list(shape)} needs {element_count(shape)}")
     level = [data]
     for axis, size in enumerate(shape):
         for part in level:

@@ -18,6 +18,10 @@ def utc_text(unix_s: float) -> str:
     return f"{_second_text(second)}.{micros:06d}Z"
 
 
+# Records of one batch were appended in the same millisecond: that of 15,000 a second is written once for many.
+_time_appended = lru_cache(maxsize=1024)(utc_text)
+
+
 @lru_cache(maxsize=256)
 def utc_second_text(unix_s: int) -> str:
     """A time in whole seconds: UTC, Z."""
@@ -71,7 +75,7 @@ class Exchange:
         self.completed_at = now
         self.queue_s = self.taken_at - appended_at
         self.total_s = max(now - appended_at, 0.0)
-        self.requested_at_text = utc_text(self.requested_at)
+        self.requested_at_text = _time_appended(self.requested_at)
         self.completed_at_text = utc_text(now)
 
     def recall(self, *, requested_at: float, completed_at: float, queue_s: float, total_s: float) -> None:

@@ -6,8 +6,10 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from schemas.tensor import Tensor
 
@@ -43,6 +45,15 @@ PARAMETERS = st.dictionaries(
     TEXTS | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False),
     max_size=3,
 )
+
+
+def members(decoded: Any) -> Any:
+    """What was decoded as dictionaries and lists, whether it is a model, a struct derived from one, or inside of it."""
+    if isinstance(decoded, BaseModel):
+        return {name: members(getattr(decoded, name)) for name in type(decoded).model_fields}
+    if isinstance(decoded, msgspec.Struct):
+        return {name: members(getattr(decoded, name)) for name in decoded.__struct_fields__}
+    return [members(part) for part in decoded] if isinstance(decoded, list) else decoded
 
 
 def body(record: dict[str, Any]) -> bytes:

@@ -121,6 +121,7 @@ def test_channels_are_the_contracts_topics() -> None:
     assert found == {
         "inference.requests": 4, "inference.results": 4, "inference.chunks": 4, "inference.replies": 16,
         "inference.events": 4, "inference.models": 1, "inference.dead-letter": 4, "inference.webhooks": 4,
+        "inference.control": 1,
     }  # fmt: skip
     keyless = {name for name, message in MESSAGES.items() if "bindings" not in message}
     assert keyless == {"EventLines"}
@@ -148,6 +149,7 @@ def test_layout_changes_every_topic() -> None:
     assert {name: (binding["topic"][:5], binding["partitions"]) for name, binding in kafka.items()} == {
         "requests": ("acme.", 12), "results": ("acme.", 12), "chunks": ("acme.", 12), "replies": ("acme.", 3),
         "events": ("acme.", 5), "models": ("acme.", 1), "deadLetter": ("acme.", 12), "webhooks": ("acme.", 12),
+        "control": ("acme.", 1),
     }  # fmt: skip
     assert kafka["events"]["topicConfiguration"]["max.message.bytes"] == 4 << 20
     assert document["servers"]["kafka"]["host"] == "kafka.example.com:9093"
