@@ -7,29 +7,26 @@ Everything here runs on one event loop and takes no locks.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from pipeline.core.answer import Answer, failed, stored_answer
+from pipeline.cache_levels import CacheLevels
+from pipeline.core.answer import Answer, StoredAnswer, failed
 from pipeline.core.cache_key import CacheScope, cache_key, content_digest, encode_outputs
 from pipeline.core.cache_policy import DEFAULT, CachePolicy, parse_cache_control
 from pipeline.core.catalog import ModelCatalog, ServedVersion
 from pipeline.core.coalescing import Flight, Member, Waiter
 from pipeline.core.parameters import sort_parameters
+from pipeline.core.response_cache import Cleared
 from pipeline.core.validation import check_inputs, requested_outputs
-from pipeline.dispatcher import Dispatched, Dispatcher
-from pipeline.errors import InferenceServerError, InvalidTensor, ModelFailed, ModelNotReady, ServerUnavailable
+from pipeline.dispatcher import Dispatcher
+from pipeline.flights import Flights, expired
 from pipeline.metrics import EngineMetrics
-from pipeline.ports import AnswerCache, Clock
+from pipeline.ports import AnswerCache, Clock, SharedCache
 from schemas.errors import ErrorCode, WireError
 from schemas.request import InferenceRequest
-from schemas.result import CacheStatus
 
 _BYPASS = CachePolicy(read=False, store=False, join=False)
-# An unavailable fleet is asked again after this, doubling: it costs nothing, and a restart takes seconds.
-_RETRY_FIRST_S = 0.05
-_RETRY_MAX_S = 2.0
 
 
 @dataclass(slots=True)
@@ -53,6 +50,7 @@ class InferenceEngine:
         cache: stored answers.
         dispatcher: runs flights on the fleet.
         clock: time.
+        shared: answers of all workers, asked before anything is computed.
         ttl_s: how long answers are kept where the model's owner says nothing.
         unavailable_timeout_s: how long a request without a deadline waits for an instance that answers.
     """
@@ -64,20 +62,26 @@ class InferenceEngine:
         dispatcher: Dispatcher,
         clock: Clock,
         *,
+        shared: SharedCache | None = None,
         ttl_s: float,
         unavailable_timeout_s: float,
         metrics: EngineMetrics | None = None,
     ) -> None:
         self.catalog = catalog
-        self._cache = cache
+        self._cache = CacheLevels(cache, shared, clock)
         self._dispatcher = dispatcher
         self._clock = clock
-        self._ttl_s = ttl_s
-        self._unavailable_timeout_s = unavailable_timeout_s
         self._metrics = metrics or EngineMetrics()
-        self._flights: dict[bytes, Flight] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        dispatcher.on_done = self._dispatched
+        self._flights = Flights(
+            catalog,
+            self._cache,
+            dispatcher,
+            clock,
+            ttl_s=ttl_s,
+            unavailable_timeout_s=unavailable_timeout_s,
+            metrics=self._metrics,
+            resubmit=self._resubmit,
+        )
 
     async def perform_inference_with_cache_check(
         self, request: InferenceRequest, enable_cache: bool | None = None
@@ -127,10 +131,13 @@ class InferenceEngine:
 
     async def stop(self) -> None:
         """Gives up all that runs; waiters get no answer."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._flights.stop()
         await self._dispatcher.stop()
+
+    def clear(self, wanted: Callable[[CacheScope], bool]) -> Cleared:
+        """Forgets the answers that this process has stored for these scopes; what is on its way is not stored."""
+        self._flights.forget(wanted)
+        return self._cache.clear_own(wanted)
 
     def report_bugs_to(self, tell: Callable[[BaseException], None]) -> None:
         """Who is told of a bug that left somebody without an answer; else the event loop's own handler is."""
@@ -138,7 +145,7 @@ class InferenceEngine:
 
     @property
     def flights_running(self) -> int:
-        """How many distinct keys are being computed now."""
+        """How many distinct keys are being computed, or looked for, now."""
         return len(self._flights)
 
     def _deadline(self, request: InferenceRequest, requested_at: float | None, now: float) -> float | None:
@@ -153,7 +160,7 @@ class InferenceEngine:
             requested_at = request.requested_at.timestamp() if request.requested_at else now
         left = requested_at + request.timeout_ms / 1e3 - now
         if left <= 0:
-            raise _expired(request)
+            raise expired(request)
         return self._clock.monotonic() + left
 
     def _begin(
@@ -177,6 +184,7 @@ class InferenceEngine:
         prepared.input_bytes = sum([len(tensor.raw) for tensor in tensors])
         key: bytes | None = None
         scope: CacheScope | None = None
+        stored: StoredAnswer | None = None
         if not enabled or not version.signature.cacheable:
             if policy.only_stored:
                 raise WireError(ErrorCode.CACHE_MISS, "cache_control: only-if-cached, and the cache is off")
@@ -184,121 +192,15 @@ class InferenceEngine:
         else:
             scope = version.scope_of(request.tenant)
             key = cache_key(scope, content, encoded)
-            if policy.read and (answer := self._look_up(key, version, policy)) is not None:
-                return answer
-            if policy.only_stored:
-                raise WireError(ErrorCode.CACHE_MISS, "cache_control: only-if-cached, and no answer is stored")
-        member = self._member(request, waiter, enabled, policy, key, deadline, resolve_at)
-        if key is not None and policy.join and (flight := self._flights.get(key)) is not None:
-            member.cache_status = "coalesced"
-            self._metrics.count(version.model_name, "coalesced")
-            flight.join(member)
-            return None
-        self._metrics.count(version.model_name, member.cache_status)
+            now = self._clock.monotonic()
+            stored = self._cache.get(key, now) if policy.read else None
+            if stored is not None and policy.takes(age_s := max(now - stored.stored_at, 0.0)):
+                self._metrics.count(version.model_name, "hit")
+                return Answer("succeeded", version.version, stored, None, "hit", key, age_s)
         flight = Flight(key, scope, version, tensors, outputs, encoded, parameters.keyed, parameters.server)
-        flight.join(member)
-        if key is not None:
-            self._flights[key] = flight
-        self._dispatcher.submit(flight)
-        return None
-
-    def _look_up(self, key: bytes, version: ServedVersion, policy: CachePolicy) -> Answer | None:
-        now = self._clock.monotonic()
-        stored = self._cache.get(key, now)
-        if stored is None:
-            return None
-        age_s = max(now - stored.stored_at, 0.0)
-        if policy.max_age_s is not None and age_s > policy.max_age_s:
-            return None
-        self._metrics.count(version.model_name, "hit")
-        return Answer("succeeded", version.version, stored, None, "hit", key, age_s)
-
-    def _member(
-        self,
-        request: InferenceRequest,
-        waiter: Waiter,
-        enabled: bool,
-        policy: CachePolicy,
-        key: bytes | None,
-        deadline: float | None,
-        resolve_at: float,
-    ) -> Member:
-        status: CacheStatus = "bypass" if key is None else "miss" if policy.read else "refresh"
-        give_up_at = deadline if deadline is not None else self._clock.monotonic() + self._unavailable_timeout_s
-        member = Member(waiter, request, status, policy.store, enabled, deadline, give_up_at, resolve_at)
-        if deadline is not None:
-            delay = max(deadline - self._clock.monotonic(), 0.0)
-            member.timer = asyncio.get_running_loop().call_later(delay, self._expire, member)
-        return member
-
-    def _expire(self, member: Member) -> None:
-        if member.done:
-            return
-        reason = member.flight.unavailable if member.flight else None
-        error = _expired(member.request) if reason is None else _unavailable(reason)
-        self._tell(member, failed(error, member.cache_status))
-
-    def _dispatched(self, flight: Flight, outcome: Dispatched | None) -> None:
-        """A flight came back: with outputs, with the reason why not, or unflown because nobody waits any more."""
-        if outcome is None:
-            self._land(flight)
-        elif outcome.error is None:
-            self._succeed(flight, outcome)
-        elif isinstance(outcome.error, ServerUnavailable | ModelNotReady):
-            self._spawn(self._try_again(flight, outcome.error))
-        else:
-            self._land(flight)
-            self._fail(flight.waiting(), WireError(_code(outcome.error), outcome.error.reason), flight, outcome)
-
-    def _succeed(self, flight: Flight, outcome: Dispatched) -> None:
-        newest = self._land(flight)
-        now = self._clock.monotonic()
-        stored = stored_answer(outcome.outputs, stored_at=now, instance=outcome.instance)
-        # A flight that a no-cache request overtook must not put its older answer over that one's. A version whose
-        # content was replaced meanwhile may have answered with the new one under the old key.
-        if flight.scope is not None and newest and flight.store and self.catalog.is_served(flight.version):
-            assert flight.key is not None, "a scope comes with a key"
-            ttl_s = flight.version.signature.cache_ttl_seconds
-            self._cache.put(flight.key, stored, now + (self._ttl_s if ttl_s is None else ttl_s), flight.scope)
-        for member in flight.waiting():
-            self._tell(
-                member,
-                Answer(
-                    "succeeded", flight.version.version, stored, None, member.cache_status, flight.key, None,
-                    outcome.dispatched_at, outcome.inference_s, outcome.instance,
-                ),
-            )  # fmt: skip
-
-    async def _try_again(self, flight: Flight, error: InferenceServerError) -> None:
-        """Nobody answered. Members whose time is up hear it; the others wait a little and queue again."""
-        flight.unavailable = str(error)
-        flight.tries += 1
-        await asyncio.sleep(min(_RETRY_FIRST_S * 2 ** (flight.tries - 1), _RETRY_MAX_S))
-        now = self._clock.monotonic()
-        overdue = [member for member in flight.waiting() if member.give_up_at <= now]
-        self._fail(overdue, _unavailable(flight.unavailable), flight)
-        if isinstance(error, ModelNotReady):
-            self._enter_again(flight)
-        if flight.waiting():
-            self._dispatcher.submit(flight)
-        else:
-            self._land(flight)
-
-    def _enter_again(self, flight: Flight) -> None:
-        """The version is gone from the fleet: members follow the default, those that named a number hear it is gone."""
-        for member in flight.waiting():
-            resolve_at = max(self._clock.now(), member.resolve_at)
-            try:
-                version = self.catalog.resolve(flight.version.model_name, member.request.model_version, resolve_at)
-            except WireError as error:
-                self._fail([member], error, flight)
-                continue
-            if version.version == flight.version.version and version.fingerprint == flight.version.fingerprint:
-                continue
-            _settle(member)
-            answer = self._resubmit(member, resolve_at)
-            if answer is not None:
-                member.waiter.answered(answer)
+        flight.replaces = stored is not None or not policy.read
+        member = Member(waiter, request, "bypass", policy, enabled, deadline, 0.0, resolve_at)
+        return self._flights.take_off(flight, member)
 
     def _resubmit(self, member: Member, resolve_at: float) -> Answer | None:
         try:
@@ -307,36 +209,6 @@ class InferenceEngine:
             )
         except WireError as error:
             return failed(error, member.cache_status)
-
-    def _land(self, flight: Flight) -> bool:
-        """Takes a flight off the table; False where a newer one of its key took its place."""
-        if flight.key is None or self._flights.get(flight.key) is not flight:
-            return False
-        del self._flights[flight.key]
-        return True
-
-    def _fail(self, members: list[Member], error: WireError, flight: Flight, outcome: Dispatched | None = None) -> None:
-        for member in members:
-            answer = failed(error, member.cache_status, flight.version.version)
-            answer.key = flight.key
-            if outcome is not None:
-                answer.dispatched_at, answer.inference_s = outcome.dispatched_at, outcome.inference_s
-                answer.instance = outcome.instance
-            self._tell(member, answer)
-
-    def _tell(self, member: Member, answer: Answer) -> None:
-        _settle(member)
-        member.waiter.answered(answer)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (bug := task.exception()) is not None:
-            self._dispatcher.on_bug(bug)
 
 
 @dataclass(slots=True, eq=False)
@@ -348,29 +220,6 @@ class _FutureWaiter:
     def answered(self, answer: Answer) -> None:
         if not self.future.done():
             self.future.set_result(answer)
-
-
-def _expired(request: InferenceRequest) -> WireError:
-    return WireError(ErrorCode.EXPIRED, f"timeout_ms: {request.timeout_ms} ms from requested_at have passed")
-
-
-def _code(error: InferenceServerError) -> ErrorCode:
-    if isinstance(error, InvalidTensor):
-        return ErrorCode.INVALID_INPUT
-    return ErrorCode.MODEL_ERROR if isinstance(error, ModelFailed) else ErrorCode.INTERNAL
-
-
-def _settle(member: Member) -> None:
-    member.done = True
-    # Flight and member would hold each other, and all tensors, until the garbage collector comes by: measured, 1.7 GB.
-    member.flight = None
-    if member.timer is not None:
-        member.timer.cancel()
-        member.timer = None
-
-
-def _unavailable(reason: str) -> WireError:
-    return WireError(ErrorCode.INFERENCE_UNAVAILABLE, f"no instance answers: {reason}")
 
 
 def _unserved(version: ServedVersion) -> WireError:

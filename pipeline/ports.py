@@ -4,12 +4,13 @@ Every method says what blocks and what it raises. Times are seconds; `now` of a 
 never goes back.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pipeline.core.answer import StoredAnswer
 from pipeline.core.cache_key import CacheScope
+from pipeline.core.response_cache import Cleared
 from schemas.tensor import Tensor
 
 
@@ -47,6 +48,69 @@ class AnswerCache(Protocol):
 
     def put(self, key: bytes, value: StoredAnswer, expires_at: float, scope: CacheScope) -> None:
         """Stores an answer until `expires_at`, in place of an older one; may refuse one that is too large."""
+
+    def clear(self, wanted: Callable[[CacheScope], bool] | None = None) -> Cleared:
+        """Forgets the answers of these scopes; None for all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedAnswer:
+    """An answer that another process, or an earlier life of this one, stored in the shared cache.
+
+    Attributes:
+        answer: its `stored_at` is this process's monotonic time now, less `age_s`.
+        age_s: how old it is by the shared cache's own clock, never negative.
+        left_s: how long it lives on, above zero.
+    """
+
+    answer: StoredAnswer
+    age_s: float
+    left_s: float
+
+
+class SharedCache(Protocol):
+    """Stored answers by key, for all workers: the second level, behind each worker's own.
+
+    It may be away, slow, full or emptied at any moment: that costs time within the look-up's budget, never an answer.
+    """
+
+    def look_up(self, key: bytes, scope: CacheScope, found: Callable[[SharedAnswer | None], None]) -> bool:
+        """Asks for an answer; never blocks, never raises.
+
+        True: `found` is called exactly once, never inside this call, within the budget of one look-up, with the answer
+        or None. False: not asked, for the cache does not answer at present or too many look-ups wait; `found` is not
+        called. After `close`, False.
+        """
+
+    def store(
+        self,
+        key: bytes,
+        scope: CacheScope,
+        answer: StoredAnswer,
+        ttl_s: float,
+        *,
+        replace: bool,
+        winner: Callable[[SharedAnswer], None],
+    ) -> None:
+        """Stores an answer for `ttl_s` more, behind; never blocks, never raises.
+
+        What finds the queue full, or the cache away, is dropped and counted. Without `replace` the first writer wins:
+        where another was first, `winner` is called, later, with its answer. After `close` nothing happens.
+        """
+
+    async def clear(
+        self, *, tenant: str | None = None, model_name: str | None = None, model_version: str | None = None
+    ) -> int:
+        """Removes the stored answers of these, and returns how many there were.
+
+        None stands for all of them; the tenant "" for requests without one. What is stored meanwhile may stay.
+
+        Raises:
+            PipelineError: the cache cannot be asked; some answers may be removed already.
+        """
+
+    async def close(self) -> None:
+        """Writes what waits if that takes a moment, and ends. Look-ups that wait find nothing. Idempotent."""
 
 
 class InferenceServer(Protocol):

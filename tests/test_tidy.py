@@ -21,14 +21,15 @@ LAYERS = [
     {"pipeline.errors", "pipeline.config", "pipeline.metrics"},
     {"pipeline.core"},
     {"pipeline.ports"},
-    {"pipeline.dispatcher", "pipeline.adapters"},
+    {"pipeline.dispatcher", "pipeline.cache_levels", "pipeline.adapters"},
+    {"pipeline.flights"},
     {"pipeline.engine"},
     {"pipeline.worker", "pipeline.sink", "pipeline.watcher", "pipeline.client", "pipeline.stack"},
     {"pipeline.bench"},
     {"pipeline.cli"},
 ]
-# Every adapter makes its Kafka clients in one place.
-SHARED_ADAPTERS = {"pipeline.adapters.kafka"}
+# Every adapter makes its Kafka clients in one place, and its Redis clients in another.
+SHARED_ADAPTERS = {"pipeline.adapters.kafka", "pipeline.adapters.redis_connection"}
 # The core computes. Types and pure conversions of these modules are no I/O and no clock.
 CORE_MODULES = {"asyncio", "os", "time", "socket", "threading", "subprocess", "random", "uuid", "secrets", "pathlib"}
 CORE_ALLOWED = {("time", "gmtime"), ("time", "strftime"), ("random", "Random"), ("uuid", "UUID")}
@@ -40,6 +41,8 @@ ONLY_IN = {
     # The protobuf messages of model configurations are data; the core reads them.
     "tritonclient": ("pipeline/adapters/triton.py", "pipeline/watcher/", "pipeline/core/", "pipeline/bench/"),
     "clickhouse_connect": ("pipeline/adapters/clickhouse.py",),
+    # `pipeline status` asks for a PONG.
+    "redis": ("pipeline/adapters/redis", "pipeline/cli/probes.py", "pipeline/bench/"),
 }
 
 

@@ -17,8 +17,8 @@ from pipeline.core.answer import Answer, StoredAnswer
 from pipeline.core.cache_key import request_digest
 from pipeline.core.catalog import ModelCatalog
 from pipeline.core.event_lines import EventLines
-from pipeline.core.eviction import S3FifoCache
 from pipeline.core.exchange import Exchange
+from pipeline.core.response_cache import ResponseCache
 from pipeline.core.result_record import ResultRecord, encode_result
 from pipeline.core.routing import Router
 from pipeline.dispatcher import Dispatcher
@@ -108,7 +108,7 @@ class ConstantServer:
         )
 
 
-def engine_without_servers(settings: Settings) -> tuple[InferenceEngine, S3FifoCache[StoredAnswer]]:
+def engine_without_servers(settings: Settings) -> tuple[InferenceEngine, ResponseCache[StoredAnswer]]:
     """An engine that serves `digits` from `ConstantServer`, and its cache."""
     from random import Random
 
@@ -120,7 +120,7 @@ def engine_without_servers(settings: Settings) -> tuple[InferenceEngine, S3FifoC
         attempt_timeout_s=settings.worker.inference_timeout_ms / 1e3,
         batches_in_flight=settings.worker.batches_in_flight,
     )
-    cache = S3FifoCache[StoredAnswer](settings.cache.max_bytes)
+    cache = ResponseCache[StoredAnswer](settings.cache.max_bytes)
     engine = InferenceEngine(
         ModelCatalog([digits_record()]),
         cache,

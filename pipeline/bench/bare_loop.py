@@ -23,7 +23,7 @@ from pipeline.core.catalog import ModelCatalog
 from pipeline.core.result_record import ResultRecord
 from pipeline.engine import InferenceEngine, Prepared
 from pipeline.metrics import EngineMetrics
-from pipeline.worker.main import engine_of
+from pipeline.worker.assembly import engine_of
 from pipeline.worker.publisher import EVENT_RECORD_BYTES, PRODUCE_BATCH_BYTES
 
 # A round waits for its confirmations and its commit, 5 ms together: with 4,000 requests they no longer show.
@@ -127,7 +127,7 @@ async def _main(settings: Settings) -> None:
     catalog = ModelCatalog((await read_models(options, settings.topic("models"))).values())
     urls = settings.triton.urls or ()
     fleet = [TritonServer(name, url, settings.triton.tls) for name, url in zip(instance_names(urls), urls, strict=True)]
-    engine, _ = engine_of(settings, catalog, fleet, EngineMetrics())
+    engine, _ = engine_of(settings, catalog, fleet, EngineMetrics(), None)
     consumer = AIOKafkaConsumer(
         settings.topic("requests"),
         **options,

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline.bench import blobs, cache_key, engine_hit, workload
+from pipeline.bench import blobs, cache_key, engine_hit, eviction_figures, workload
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Figure
 from pipeline.bench.rig import Rig
@@ -38,12 +38,24 @@ Benchmark = Alone | OnServers
 
 
 def _benchmarks() -> tuple[Benchmark, ...]:
-    from pipeline.bench import hit_latency, hit_throughput, memory_flat, miss, sink_memory, sink_rows, worker_memory
+    from pipeline.bench import (
+        hit_latency,
+        hit_throughput,
+        memory_flat,
+        miss,
+        shared_cache,
+        sink_memory,
+        sink_rows,
+        worker_memory,
+    )
 
     digits = (workload.MODEL,)
     return (
         Alone("engine", ("engine.hit_cpu", "engine.hit_events_cpu"), engine_hit.measure),
         Alone("cache", ("cache.key_600kb", "cache.key_4kb", "cache.key_256b"), cache_key.measure),
+        Alone("cache", ("cache.hit_ratio",), eviction_figures.measure_hits),
+        Alone("cache", ("cache.get", "cache.put"), eviction_figures.measure_costs),
+        Alone("cache", ("cache.shared_get", "cache.shared_burst"), shared_cache.measure),
         # Misses run in this very process, so they come before the load generator has scattered its memory.
         OnServers("miss", ("miss.throughput", "miss.dispatch", "miss.latency"), miss.measure, models=digits),
         OnServers("hit", ("hit.throughput", "hit.cpu"), hit_throughput.measure, models=digits),

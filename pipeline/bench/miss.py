@@ -17,7 +17,7 @@ from pipeline.bench.workload import MODEL, RequestRecords, images
 from pipeline.core.catalog import ModelCatalog
 from pipeline.engine import InferenceEngine
 from pipeline.metrics import EngineMetrics
-from pipeline.worker.main import engine_of
+from pipeline.worker.assembly import engine_of
 from schemas.request import InferenceRequest, decode_request
 
 _BAR = Bar("ratio_at_least", 0.9)
@@ -30,7 +30,7 @@ async def measure(rig: Rig, effort: Effort) -> list[Figure]:
     catalog = ModelCatalog(rig.models.values())
     server = TritonServer("triton-0", url, rig.settings.triton.tls)
     metrics = EngineMetrics()
-    engine, _ = engine_of(rig.settings, catalog, [server], metrics)
+    engine, _ = engine_of(rig.settings, catalog, [server], metrics, None)
     async with grpc.aio.insecure_channel(url) as channel:
         infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
         version = catalog.resolve(MODEL, None, time.time()).version

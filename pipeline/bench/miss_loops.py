@@ -16,6 +16,7 @@ from pipeline.bench.workload import MODEL
 from pipeline.config import Settings
 from pipeline.core.answer import Answer
 from pipeline.core.cache_key import encode_outputs
+from pipeline.core.cache_policy import CachePolicy
 from pipeline.core.catalog import ServedVersion
 from pipeline.core.coalescing import Flight, Member
 from pipeline.core.routing import Router
@@ -145,7 +146,7 @@ def _flight(version: ServedVersion, image: npt.NDArray[Any]) -> Flight:
             waiter=_Nobody(),
             request=request,
             cache_status="bypass",
-            store=False,
+            policy=CachePolicy(store=False),
             enable_cache=False,
             deadline=None,
             give_up_at=0.0,

@@ -23,11 +23,13 @@ from pipeline.adapters.kafka import client_options
 from pipeline.adapters.models_topic import read_models
 from pipeline.adapters.topics import create_topics
 from pipeline.bench import blobs
-from pipeline.config import Settings
+from pipeline.config import RedisSettings, Settings
 from pipeline.errors import SettingsError
 from pipeline.sink.migrations.runner import migrate
 from pipeline.stack import Endpoints, PartState, Stack, StackPlan
+from pipeline.stack.ports import PortBook
 from pipeline.stack.process import Child, ProcessSpec
+from pipeline.stack.valkey import make_valkey
 from pipeline.watcher.registration import register_models
 from schemas.registry import ModelRecord
 
@@ -107,6 +109,27 @@ def stack_for(settings: Settings, folder: Path, tell: Tell, *, triton: bool, cli
         backends_dir=_BACKENDS if _BACKENDS.is_dir() else None,
     )
     return Stack(plan, lambda state: _tell_change(tell, state))
+
+
+@asynccontextmanager
+async def valkey_on(settings: Settings, folder: Path) -> AsyncIterator[RedisSettings]:
+    """The configured Redis, or a Valkey alone: what is measured on it needs neither Kafka nor the seconds of its start.
+
+    Raises:
+        StackError: it cannot start.
+    """
+    if settings.redis.url is not None:
+        yield settings.redis
+        return
+    ports = PortBook(folder / "ports.json")
+    spec, url = make_valkey(folder, ports, dict(os.environ), ready_timeout_s=15.0)
+    child = Child(spec, folder / "valkey.log")
+    await child.start()
+    try:
+        await child.wait_ready()
+        yield RedisSettings(url=url)
+    finally:
+        await child.stop()
 
 
 @asynccontextmanager

@@ -23,6 +23,10 @@ class CachePolicy(NamedTuple):
     only_stored: bool = False
     max_age_s: float | None = None
 
+    def takes(self, age_s: float) -> bool:
+        """Whether a stored answer of this age will do."""
+        return self.read and (self.max_age_s is None or age_s <= self.max_age_s)
+
 
 DEFAULT = CachePolicy()
 

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from pipeline.core.answer import Answer
 from pipeline.core.cache_key import CacheScope
+from pipeline.core.cache_policy import CachePolicy
 from pipeline.core.catalog import ServedVersion
 from schemas.request import InferenceRequest, Parameters
 from schemas.result import CacheStatus
@@ -31,7 +32,7 @@ class Member:
 
     Attributes:
         cache_status: what its answer will say: the first member computes, the others coalesce.
-        store: whether its answer may be stored.
+        policy: what its request lets the cache do.
         deadline: monotonic seconds after which it is EXPIRED, or None.
         give_up_at: monotonic seconds after which "no instance answers" is its answer.
         enable_cache: as its request says it, for entering again under another version.
@@ -42,7 +43,7 @@ class Member:
     waiter: Waiter
     request: InferenceRequest
     cache_status: CacheStatus
-    store: bool
+    policy: CachePolicy
     enable_cache: bool
     deadline: float | None
     give_up_at: float
@@ -61,6 +62,9 @@ class Flight:
         version: the version that is asked, and no other.
         outputs: names asked for, each with the parameters that reach the server.
         parameters: those that reach the model; `server_parameters` are the server's own.
+        replaces: its answer takes the place of what is stored, with other workers too.
+        looking: the shared cache is being asked; nothing is computed yet.
+        forgotten: what was stored of its kind has been cleared since: its answer is not stored.
         unavailable: why no instance answered last time; None while one may.
         tries: how often no instance answered.
     """
@@ -74,6 +78,9 @@ class Flight:
     parameters: Parameters
     server_parameters: Parameters
     members: list[Member] = field(default_factory=list)
+    replaces: bool = False
+    looking: bool = False
+    forgotten: bool = False
     unavailable: str | None = None
     tries: int = 0
 
@@ -96,7 +103,7 @@ class Flight:
     @property
     def store(self) -> bool:
         """Whether the answer is stored: it is if any member's may be."""
-        return self.key is not None and True in [member.store for member in self.members]
+        return not self.forgotten and self.key is not None and any(member.policy.store for member in self.members)
 
     @property
     def all_parameters(self) -> Parameters:

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
-from random import Random
 from time import monotonic
 from typing import Any
 
@@ -28,14 +27,13 @@ from pipeline.config import Settings
 from pipeline.core.answer import StoredAnswer
 from pipeline.core.catalog import ModelCatalog
 from pipeline.core.event_lines import EventLines
-from pipeline.core.eviction import S3FifoCache
 from pipeline.core.lane import Lane
-from pipeline.core.routing import Router
-from pipeline.dispatcher import Dispatcher
+from pipeline.core.response_cache import ResponseCache
 from pipeline.engine import InferenceEngine
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.metrics import EngineMetrics, LabelledCounts, Reading, publish_seconds
 from pipeline.worker.app import WorkerApp, create_app
+from pipeline.worker.assembly import engine_of, shared_cache_of
 from pipeline.worker.intake import InFlight, Intake, IntakeSettings
 from pipeline.worker.lane_opening import LaneOpener, LedgerNames
 from pipeline.worker.membership import Membership
@@ -72,32 +70,6 @@ def run_worker(settings: Settings) -> int:
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_Worker(settings).run())
-
-
-def engine_of(
-    settings: Settings, catalog: ModelCatalog, servers: list[TritonServer], metrics: EngineMetrics
-) -> tuple[InferenceEngine, S3FifoCache[StoredAnswer]]:
-    """An engine on these servers, and its cache."""
-    clock = SystemClock()
-    dispatcher = Dispatcher(
-        servers,
-        Router([server.name for server in servers], Random()),
-        clock,
-        attempt_timeout_s=settings.worker.inference_timeout_ms / 1e3,
-        batches_in_flight=settings.worker.batches_in_flight,
-        metrics=metrics,
-    )
-    cache = S3FifoCache[StoredAnswer](settings.cache.max_bytes)
-    engine = InferenceEngine(
-        catalog,
-        cache,
-        dispatcher,
-        clock,
-        ttl_s=settings.cache.ttl_seconds,
-        unavailable_timeout_s=settings.worker.unavailable_timeout_ms / 1e3,
-        metrics=metrics,
-    )
-    return engine, cache
 
 
 class _Chunk:
@@ -160,8 +132,10 @@ class _Worker:
         ]
         for server in servers:
             resources.push_async_callback(server.close)
-        metrics = EngineMetrics(self._registry)
-        engine, cache = engine_of(settings, self._catalog, servers, metrics)
+        shared = shared_cache_of(settings, self._registry)
+        if shared is not None:
+            resources.push_async_callback(shared.close)
+        engine, cache = engine_of(settings, self._catalog, servers, EngineMetrics(self._registry), shared)
         resources.push_async_callback(engine.stop)
         self._bug = asyncio.get_running_loop().create_future()
         engine.report_bugs_to(self._note_bug)
@@ -324,7 +298,7 @@ class _Worker:
         while not lane.closed and monotonic() - self._follower.last_poll_monotonic > _MODELS_LAG_MAX_S:  # noqa: ASYNC110
             await asyncio.sleep(_MODELS_LOOK_S)
 
-    def _export(self, cache: S3FifoCache[StoredAnswer]) -> None:
+    def _export(self, cache: ResponseCache[StoredAnswer]) -> None:
         register = self._registry.register
         register(LabelledCounts("pipeline_results", ("status", "code"), self._intake.results))
         register(Reading("pipeline_dead_letters", lambda: self._intake.dead_letters))

@@ -1,25 +1,24 @@
-"""The cache: bounded in bytes, honest about its size, not emptied by a scan."""
+"""The order in which entries go: what is read stays, what passes by does not, and a small queue decides."""
 
-import gc
-import os
 import random
-import sys
-import tracemalloc
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from pipeline.core.cache_key import CacheScope
-from pipeline.core.eviction import ENTRY_OVERHEAD_BYTES, S3FifoCache
-from tests.schemas.records import FAST
+from pipeline.core.eviction import (
+    ENTRY_BYTES,
+    FREQUENCY_MAX,
+    TENANT_BYTES,
+    Entry,
+    ScopeCount,
+    TenantQueues,
+)
+from pipeline.core.ghost_keys import GhostKeys
+from pipeline.core.response_cache import ResponseCache
 
 SCOPE = CacheScope(None, "digits", "2", "f1")
-ENTRY = ENTRY_OVERHEAD_BYTES
-KEYS = st.integers(0, 30).map(lambda number: number.to_bytes(32, "big"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,112 +34,147 @@ def key(number: int) -> bytes:
     return number.to_bytes(32, "big")
 
 
-class CacheMachine(RuleBasedStateMachine):
-    """Random use of a cache beside a dictionary of what was stored last under each key."""
+class Queues:
+    """One tenant's queues, and the entries in it by number."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.stored: dict[bytes, tuple[Answer, float]] = {}
-        self.now = 0.0
-        self.count = 0
-        self.cache: S3FifoCache[Answer] = S3FifoCache(0)
+        self.queues: TenantQueues[Answer] = TenantQueues(None)
+        self.count = ScopeCount(SCOPE, self.queues)
+        self.entries: dict[int, Entry[Answer]] = {}
 
-    @initialize(bytes_max=st.sampled_from([0, ENTRY - 1, ENTRY, ENTRY + 100, 2000, 5000, 50_000]))
-    def make(self, bytes_max: int) -> None:
-        self.cache = S3FifoCache(bytes_max)
+    def add(self, *numbers: int, size: int = 1000) -> None:
+        """Stores entries of this size."""
+        for number in numbers:
+            entry = Entry(key(number), Answer(number, size - ENTRY_BYTES), 1.0, size, self.count)
+            entry.older = entry.newer = entry
+            self.queues.add(entry)
+            self.entries[number] = entry
 
-    @rule(at=KEYS, size=st.sampled_from([0, 1, 100, 1000, 4640, 60_000]), ttl_s=st.integers(-1, 20))
-    def put(self, at: bytes, size: int, ttl_s: int) -> None:
-        self.count += 1
-        answer = Answer(self.count, size)
-        self.cache.put(at, answer, self.now + ttl_s, SCOPE)
-        self.stored[at] = (answer, self.now + ttl_s)
-        if size + ENTRY > self.cache.bytes_max:
-            del self.stored[at]
-
-    @rule(at=KEYS)
-    def get(self, at: bytes) -> None:
-        found = self.cache.get(at, self.now)
-        if found is not None:
-            answer, expires_at = self.stored[at]
-            assert found is answer
-            assert expires_at > self.now
-
-    @rule(at=KEYS)
-    def discard(self, at: bytes) -> None:
-        self.cache.discard(at)
-        self.stored.pop(at, None)
-        assert self.cache.get(at, self.now) is None
-
-    @rule(seconds=st.integers(0, 10))
-    def wait(self, seconds: int) -> None:
-        self.now += seconds
-
-    @rule()
-    def clear(self) -> None:
-        self.cache.clear()
-        self.stored.clear()
-        assert (len(self.cache), self.cache.bytes_used) == (0, 0)
-
-    @invariant()
-    def bytes_stay_below_the_bound(self) -> None:
-        """I1: the bound holds after every step, and what is held is counted."""
-        assert len(self.cache) * ENTRY <= self.cache.bytes_used <= self.cache.bytes_max
-
-    @invariant()
-    def nothing_is_held_that_was_not_stored(self) -> None:
-        """I2: there are never more values than keys that were stored."""
-        assert len(self.cache) <= len(self.stored)
+    def evict(self, bytes_allowed: int) -> int:
+        """Which entry goes."""
+        number = self.queues.evict(bytes_allowed).value.number
+        del self.entries[number]
+        return number
 
 
-TestCacheMachine = CacheMachine.TestCase
-TestCacheMachine.settings = settings(FAST, max_examples=60, stateful_step_count=40)
+def test_unread_entries_go_in_the_order_they_came() -> None:
+    """Without reads it is a plain queue."""
+    tenant = Queues()
+    tenant.add(1, 2, 3)
+    assert [tenant.evict(1000) for _ in range(3)] == [1, 2, 3]
 
 
-def test_values_live_until_their_time() -> None:
-    """A value is found before its time is up, not at it, and its room is free then."""
-    cache: S3FifoCache[Answer] = S3FifoCache(10_000)
-    answer = Answer(1, 100)
-    cache.put(key(1), answer, 10.0, SCOPE)
-    assert (cache.get(key(1), 9.999), cache.get(key(1), 10.0), cache.get(key(1), 9.0)) == (answer, None, None)
-    assert (len(cache), cache.bytes_used, cache.stats.expired) == (0, 0, 1)
+def test_read_entry_moves_to_main_and_stays() -> None:
+    """What was read before its turn is passed over, while the small queue is above its tenth."""
+    tenant = Queues()
+    tenant.add(1, 2, 3, 4)
+    tenant.entries[1].frequency = 1
+    assert [tenant.evict(10_000) for _ in range(2)] == [2, 3]
+    # 1,000 of 10,000 bytes are no more than a tenth: now main gives, whose entry was not read again.
+    assert tenant.evict(10_000) == 1
 
 
-def test_newer_value_takes_the_place() -> None:
-    """A value stored under the same key replaces the older one, size and time too."""
-    cache: S3FifoCache[Answer] = S3FifoCache(10_000)
-    cache.put(key(1), Answer(1, 5000), 10.0, SCOPE)
-    cache.put(key(1), Answer(2, 100), 20.0, SCOPE)
-    assert (cache.get(key(1), 15.0), len(cache), cache.bytes_used) == (Answer(2, 100), 1, 100 + ENTRY)
+def test_entry_in_main_goes_after_its_reads_are_used_up() -> None:
+    """Each read in main is one more turn; the one with the fewest goes first, in the order they came."""
+    tenant = Queues()
+    tenant.add(1, 2, 3, 4)
+    for number in (1, 2, 3):
+        tenant.entries[number].frequency = 1
+    assert tenant.evict(1000) == 4
+    for number, reads in ((1, FREQUENCY_MAX), (2, 1), (3, 0)):
+        tenant.entries[number].frequency = reads
+    assert [tenant.evict(10_000) for _ in range(3)] == [3, 2, 1]
 
 
-def test_value_above_the_bound_is_refused() -> None:
-    """A value larger than the whole bound is not stored and drives nothing out, but the older one is gone."""
-    cache: S3FifoCache[Answer] = S3FifoCache(2000)
-    cache.put(key(1), Answer(1, 100), 10.0, SCOPE)
-    cache.put(key(2), Answer(2, 100), 10.0, SCOPE)
-    cache.put(key(2), Answer(3, 2001 - ENTRY), 10.0, SCOPE)
-    assert (cache.get(key(1), 0.0), cache.get(key(2), 0.0)) == (Answer(1, 100), None)
-    assert (cache.stats.refused, cache.stats.evicted) == (1, 0)
+def test_reads_in_small_count_once() -> None:
+    """However often it was read in the small queue, an entry starts in main as if unread."""
+    tenant = Queues()
+    tenant.add(1, 2, 3)
+    for number, reads in ((1, FREQUENCY_MAX), (2, 1)):
+        tenant.entries[number].frequency = reads
+    assert [tenant.evict(1000) for _ in range(3)] == [3, 1, 2]
 
 
-def test_value_as_large_as_the_bound_fits() -> None:
-    """A value that fills the bound exactly is stored."""
-    cache: S3FifoCache[Answer] = S3FifoCache(2000)
-    cache.put(key(1), Answer(1, 2000 - ENTRY), 10.0, SCOPE)
-    assert (cache.get(key(1), 0.0), cache.bytes_used) == (Answer(1, 2000 - ENTRY), 2000)
+@pytest.mark.parametrize(("bytes_allowed", "first"), [(20_000, 1), (19_999, 3)])
+def test_small_queue_keeps_a_tenth_of_what_is_allowed(bytes_allowed: int, first: int) -> None:
+    """At a tenth of what the tenant may use now the small queue is left alone, one byte above it gives."""
+    tenant = Queues()
+    tenant.add(1, 2)
+    tenant.entries[1].frequency = 1
+    assert tenant.evict(1000) == 2
+    tenant.add(3, 4)
+    assert tenant.evict(bytes_allowed) == first
 
 
-def test_bound_of_zero_stores_nothing() -> None:
-    """With no room there is no cache, not even for an empty value."""
-    cache: S3FifoCache[Answer] = S3FifoCache(0)
-    cache.put(key(1), Answer(1, 0), 10.0, SCOPE)
-    assert (cache.get(key(1), 0.0), len(cache), cache.bytes_used, cache.stats.refused) == (None, 0, 0, 1)
+def test_key_that_left_unread_comes_back_into_main() -> None:
+    """Whoever left unread and comes back is in main at once; not whoever left main, and not a second time."""
+    tenant = Queues()
+    tenant.add(*range(10))
+    assert [tenant.evict(1) for _ in range(4)] == [0, 1, 2, 3]
+    tenant.add(2, 77)
+    assert (tenant.entries[2].in_main, tenant.entries[77].in_main) == (True, False)
+    tenant.queues.remove(tenant.entries.pop(2))
+    tenant.add(2)
+    assert not tenant.entries[2].in_main
+
+
+def test_remembered_keys_are_counted_and_shrink_with_the_entries() -> None:
+    """The table that remembers is part of the tenant's bytes, and a few entries keep no large one alive."""
+    tenant = Queues()
+    tenant.add(*range(1000))
+    tenant.evict(1)
+    assert tenant.queues.bytes > TENANT_BYTES + 999 * 1000 + 1000 * 4
+    for entry in list(tenant.entries.values())[10:]:
+        tenant.queues.remove(entry)
+    assert tenant.queues.entries == 10
+    assert TENANT_BYTES + 10 * 1000 < tenant.queues.bytes < TENANT_BYTES + 10 * 1000 + 500
+
+
+def test_ghost_keys_are_remembered_while_the_table_grows() -> None:
+    """Growing loses none, whatever its size; shrinking loses some, and makes nobody known who was not."""
+    ghosts = GhostKeys()
+    drawn = random.Random(1)
+    keys = [drawn.randbytes(32) for _ in range(10)]
+    for at in keys:
+        ghosts.remember(at)
+    known = [ghosts.recall(at) for at in keys]
+    assert sum(known) >= 6
+    for at, was_known in zip(keys, known, strict=True):
+        if was_known:
+            ghosts.remember(at)
+    ghosts.fit(5000)
+    assert ghosts.bytes >= 4 * 5000
+    assert [ghosts.recall(at) for at in keys] == known
+    for at in keys:
+        ghosts.remember(at)
+    ghosts.fit(1)
+    assert ghosts.bytes < 500
+    assert not any(ghosts.recall(drawn.randbytes(32)) for _ in range(1000))
+
+
+def test_most_ghosts_are_found_again_and_hardly_anybody_else() -> None:
+    """Of as many keys as there are places about six in ten are known, of others one in thousands at most."""
+    ghosts = GhostKeys()
+    ghosts.fit(4096)
+    drawn = random.Random(2)
+    keys = [drawn.randbytes(32) for _ in range(4096)]
+    for at in keys:
+        ghosts.remember(at)
+    assert sum(ghosts.recall(drawn.randbytes(32)) for _ in range(4096)) <= 2
+    assert sum(ghosts.recall(at) for at in keys) > 2400
+
+
+def test_entry_that_left_refers_to_nothing() -> None:
+    """What is out of the queue holds no other entry: no garbage collection is needed to free it."""
+    tenant = Queues()
+    tenant.add(1, 2)
+    gone = tenant.queues.evict(1)
+    assert [name for name in ("earlier", "later", "older", "newer") if hasattr(gone, name)] == []
 
 
 def test_returning_key_enters_main_at_once() -> None:
     """A key that was driven out and comes back soon outlives keys that were seen once."""
-    cache: S3FifoCache[Answer] = S3FifoCache(40 * (100 + ENTRY))
+    cache: ResponseCache[Answer] = ResponseCache(40 * (100 + ENTRY_BYTES))
     for number in range(60):
         cache.put(key(number), Answer(number, 100), 10.0, SCOPE)
     gone = max(set(range(60)) - {number for number in range(60) if cache.get(key(number), 0.0)})
@@ -155,7 +189,7 @@ def test_returning_key_enters_main_at_once() -> None:
 
 def replay(trace: list[int], entries: int) -> tuple[int, int]:
     """Returns the hits of the cache and of a plain LRU with room for as many bytes, on one trace of keys."""
-    cache: S3FifoCache[Answer] = S3FifoCache(entries * (1000 + ENTRY))
+    cache: ResponseCache[Answer] = ResponseCache(entries * (1000 + ENTRY_BYTES))
     lru: OrderedDict[int, None] = OrderedDict()
     hits = lru_hits = 0
     for number in trace:
@@ -195,36 +229,3 @@ def test_skewed_reads_hit_no_less_than_lru() -> None:
     trace = drawn.choices(range(5000), weights, k=20_000)
     hits, lru_hits = replay(trace, entries=500)
     assert hits >= lru_hits
-
-
-class Blob:
-    """A value of real bytes that knows what it holds on to."""
-
-    __slots__ = ("raw",)
-
-    def __init__(self, raw: bytes) -> None:
-        self.raw = raw
-
-    @property
-    def size_bytes(self) -> int:
-        """The object and its bytes."""
-        return sys.getsizeof(self) + sys.getsizeof(self.raw)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("bytes_max", [2 << 20, 10 << 20])
-@pytest.mark.parametrize("fills", [0.5, 3.0])
-def test_accounting_is_real_memory(bytes_max: int, fills: float) -> None:
-    """What the cache says it uses is within a tenth of what it holds, while it fills and when it evicts."""
-    gc.collect()
-    tracemalloc.start()
-    try:
-        before = tracemalloc.get_traced_memory()[0]
-        cache: S3FifoCache[Blob] = S3FifoCache(bytes_max)
-        for number in range(int(fills * bytes_max / (1300 + ENTRY))):
-            cache.put(os.urandom(32), Blob(os.urandom(1300)), 1e6 + number, SCOPE)
-        held = tracemalloc.get_traced_memory()[0] - before
-    finally:
-        tracemalloc.stop()
-    assert 0.9 <= cache.bytes_used / held <= 1.1

@@ -1,10 +1,14 @@
 """The cache switch of each request, and RFC 9111's words."""
 
+import re
+
 import orjson
 import pytest
 
 from tests.live.asking import Answered, Asking, echo_request, fresh_id, fresh_value
+from tests.live.processes import ServiceProcess
 from tests.live.triton_statistics import TritonStatistics
+from tests.live.waiting import until
 
 
 async def ask_again(asking: Asking, value: float, **members: object) -> Answered:
@@ -47,12 +51,26 @@ async def test_no_cache_computes_then_stores(asking: Asking) -> None:
     assert hit.result.parameters.cache_age_ms <= age_ms + 1000
 
 
-async def test_no_cache_joins_no_running_request(asking: Asking, statistics: TritonStatistics) -> None:
+async def look_ups(worker: ServiceProcess) -> float:
+    """Returns how many look-ups in the shared cache have ended."""
+    _, text = await worker.get("/metrics")
+    ended = re.findall(r"^pipeline_shared_cache_look_ups_total\{[^}]*\} (\S+)$", text, re.MULTILINE)
+    return sum(map(float, ended))
+
+
+async def test_no_cache_joins_no_running_request(
+    asking: Asking, worker: ServiceProcess, statistics: TritonStatistics
+) -> None:
     """no-cache never takes the answer of a flight that was there before it."""
-    before = await statistics.runs("echo")
+    before, looked_up = await statistics.runs("echo"), await look_ups(worker)
     request = echo_request(parameters={"delay_ms": 400})
     # One partition keeps their order.
     first = await asking.send(orjson.dumps(request), partition=0)
+
+    async def is_computed() -> bool:
+        return await look_ups(worker) > looked_up
+
+    await until(is_computed, 10.0, "the shared cache was asked for the first request")
     second = await asking.send(orjson.dumps({**request, "id": fresh_id(), "cache_control": "no-cache"}), partition=0)
     assert (await asking.answer(first)).cache_status == "miss"
     assert (await asking.answer(second)).cache_status == "refresh"

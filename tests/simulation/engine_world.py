@@ -5,6 +5,7 @@ What happened is a `History`; the invariants are functions of it, in `test_engin
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline.errors import InvalidTensor, ModelFailed
 from schemas.request import InferenceRequest
 from schemas.tensor import Tensor
 from tests.simulation.fleet import FAILING_ROW, FakeVersion, right_outputs
+from tests.simulation.shared_cache import FakeSharedCache, FakeSharedServer
 from tests.simulation.system import MODEL, RecordingWaiter, System, make_system, model_record, request
 from tests.simulation.virtual_time import UNIX_START, the_clock
 
@@ -78,6 +80,7 @@ class History:
     Attributes:
         contents: of every version there ever was, by its number.
         calls: how many the fleet heard.
+        shared: what became of look-ups and writes in the shared cache.
     """
 
     seed: int
@@ -87,6 +90,7 @@ class History:
     stored: list[Stored] = field(default_factory=list)
     contents: dict[str, str] = field(default_factory=dict)
     calls: int = 0
+    shared: Counter[str] = field(default_factory=Counter)
 
 
 def right_answer(content: str, asked: InferenceRequest) -> tuple[Tensor, ...]:
@@ -103,8 +107,10 @@ class World:
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
         self.history = History(seed, contents={"1": "content-1"})
+        self.redis = FakeSharedServer(rng=self.rng)
+        self.shared = FakeSharedCache(self.redis) if self.rng.random() < 0.7 else None
         self.system: System = make_system(
-            servers=3, versions=self.history.contents, attempt_timeout_s=2.0, ttl_s=5.0,
+            servers=3, versions=self.history.contents, attempt_timeout_s=2.0, ttl_s=5.0, shared=self.shared,
             cache_bytes=self.rng.choice([0, 8_000, 1 << 20]), seed=seed,
         )  # fmt: skip
         self.newest_version = 1
@@ -117,6 +123,8 @@ class World:
         for number in range(REQUESTS):
             if self.rng.random() < 0.08:
                 self._something_happens()
+            if self.rng.random() < 0.04:
+                self._something_happens_to_caches()
             self._send(number)
             if self.rng.random() < 0.5:
                 await asyncio.sleep(self.rng.choice([0.0, 0.001, 0.02, 0.2, 1.0]))
@@ -125,6 +133,8 @@ class World:
             server.latency_s = 0.01
         await asyncio.sleep(SETTLED_AFTER_S)
         self.history.calls = self.system.calls
+        if self.shared is not None:
+            self.history.shared = self.shared.counts
         assert self.system.engine.flights_running == 0, f"flights never ended, seed {self.history.seed}"
         return self.history
 
@@ -154,6 +164,24 @@ class World:
                 each.down = True
         else:
             self._promote()
+
+    def _something_happens_to_caches(self) -> None:
+        """The shared one breaks or heals; this worker's is lost as by a restart, or cleared."""
+        what = self.rng.randrange(7)
+        if what == 0:
+            self.redis.down = not self.redis.down
+        elif what == 1:
+            self.redis.latency_s = self.rng.choice([0.0, 0.0005, 0.004, 0.02])
+        elif what == 2:
+            self.redis.lossy = self.rng.choice([0.0, 0.3])
+        elif what == 3:
+            self.redis.full = not self.redis.full
+        elif what == 4:
+            self.redis.restart_empty()
+        elif what == 5:
+            self.system.cache.clear()
+        else:
+            self.system.engine.clear(lambda scope: scope.tenant is None)
 
     def _promote(self) -> None:
         """A new default version from a moment soon; the one before the previous leaves the fleet by and by."""

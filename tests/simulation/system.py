@@ -10,11 +10,11 @@ from typing import Any
 
 from pipeline.core.answer import Answer, StoredAnswer
 from pipeline.core.catalog import ModelCatalog
-from pipeline.core.eviction import S3FifoCache
+from pipeline.core.response_cache import ResponseCache
 from pipeline.core.routing import Router
 from pipeline.dispatcher import Dispatcher
 from pipeline.engine import InferenceEngine
-from pipeline.ports import Clock
+from pipeline.ports import Clock, SharedCache
 from schemas.registry import ModelRecord, ModelSignature, ModelVersion, TensorSpec
 from schemas.request import InferenceRequest
 from schemas.tensor import Tensor
@@ -110,7 +110,7 @@ class System:
 
     clock: Clock
     catalog: ModelCatalog
-    cache: S3FifoCache[StoredAnswer]
+    cache: ResponseCache[StoredAnswer]
     servers: list[FakeInferenceServer]
     router: Router
     dispatcher: Dispatcher
@@ -152,6 +152,7 @@ def make_system(
     attempt_timeout_s: float = 20.0,
     batches_in_flight: int = 4,
     cache_bytes: int = 1 << 20,
+    shared: SharedCache | None = None,
     seed: int = 0,
     **signature_changes: Any,
 ) -> System:
@@ -174,8 +175,8 @@ def make_system(
     dispatcher = Dispatcher(
         fleet, router, clock, attempt_timeout_s=attempt_timeout_s, batches_in_flight=batches_in_flight
     )
-    cache = S3FifoCache[StoredAnswer](cache_bytes)
+    cache = ResponseCache[StoredAnswer](cache_bytes)
     engine = InferenceEngine(
-        catalog, cache, dispatcher, clock, ttl_s=ttl_s, unavailable_timeout_s=unavailable_timeout_s
+        catalog, cache, dispatcher, clock, shared=shared, ttl_s=ttl_s, unavailable_timeout_s=unavailable_timeout_s
     )
     return System(clock, catalog, cache, fleet, router, dispatcher, engine)

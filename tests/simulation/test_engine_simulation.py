@@ -4,6 +4,7 @@
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -139,13 +140,17 @@ def _told(answers: Sequence[Answer]) -> list[str]:
 def test_simulation_meets_all_that_it_should() -> None:
     """Taken together, the seeds of every run reach every kind of answer; else they would prove little."""
     met: set[str] = set()
-    for seed in range(12):
-        for sent in run_simulated(_history(seed)).sent:
+    shared: Counter[str] = Counter()
+    for seed in range(24):
+        history = run_simulated(_history(seed))
+        shared += history.shared
+        for sent in history.sent:
             answer = sent.answers[0]
             met.add(f"{answer.cache_status} {answer.failure.code if answer.failure else answer.status}")
     wanted = {
         "hit succeeded", "miss succeeded", "coalesced succeeded", "refresh succeeded", "bypass succeeded",
         "miss MODEL_ERROR", "coalesced MODEL_ERROR", "miss EXPIRED", "None EXPIRED", "None CACHE_MISS",
-        "None VERSION_NOT_FOUND", "miss INFERENCE_UNAVAILABLE",
+        "miss CACHE_MISS", "None VERSION_NOT_FOUND", "miss INFERENCE_UNAVAILABLE",
     }  # fmt: skip
     assert wanted - met == set()
+    assert {"hit", "miss", "late", "stored", "not_first"} - shared.keys() == set()

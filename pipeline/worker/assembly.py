@@ -1,0 +1,62 @@
+"""The engine as a worker runs it: its cache, the shared one where there is one, and the fleet."""
+
+from collections.abc import Sequence
+from random import Random
+
+from prometheus_client import CollectorRegistry
+
+from pipeline.adapters.redis import RedisSharedCache
+from pipeline.adapters.system import SystemClock
+from pipeline.config import Settings
+from pipeline.core.answer import StoredAnswer
+from pipeline.core.catalog import ModelCatalog
+from pipeline.core.response_cache import ResponseCache
+from pipeline.core.routing import Router
+from pipeline.dispatcher import Dispatcher
+from pipeline.engine import InferenceEngine
+from pipeline.metrics import EngineMetrics, SharedCacheMetrics
+from pipeline.ports import InferenceServer, SharedCache
+
+
+def shared_cache_of(settings: Settings, registry: CollectorRegistry) -> RedisSharedCache | None:
+    """The shared cache, or None where no Redis is configured.
+
+    Raises:
+        SettingsError: its address is wrong.
+    """
+    if not settings.redis.url:
+        return None
+    metrics = SharedCacheMetrics(registry)
+    prefix = settings.kafka.topic_prefix
+    return RedisSharedCache(settings.redis, settings.cache, prefix, SystemClock(), Random(), metrics)
+
+
+def engine_of(
+    settings: Settings,
+    catalog: ModelCatalog,
+    servers: Sequence[InferenceServer],
+    metrics: EngineMetrics,
+    shared: SharedCache | None,
+) -> tuple[InferenceEngine, ResponseCache[StoredAnswer]]:
+    """An engine on these servers, and its own cache."""
+    clock = SystemClock()
+    dispatcher = Dispatcher(
+        servers,
+        Router([server.name for server in servers], Random()),
+        clock,
+        attempt_timeout_s=settings.worker.inference_timeout_ms / 1e3,
+        batches_in_flight=settings.worker.batches_in_flight,
+        metrics=metrics,
+    )
+    cache = ResponseCache[StoredAnswer](settings.cache.max_bytes)
+    engine = InferenceEngine(
+        catalog,
+        cache,
+        dispatcher,
+        clock,
+        shared=shared,
+        ttl_s=settings.cache.ttl_seconds,
+        unavailable_timeout_s=settings.worker.unavailable_timeout_ms / 1e3,
+        metrics=metrics,
+    )
+    return engine, cache
