@@ -68,7 +68,7 @@ async def measure(rig: Rig, effort: Effort, case: Case) -> list[Figure]:
             case.name, growth / MIB, "MiB", bound / MIB, growth / bound, _BAR,
             how=f"peak resident memory of a worker over {effort.backlog_records:,} waiting requests of "
             f"{effort.backlog_bytes:,} bytes{case.what}, less that of one that answered a single request",
-            yardstick_how="the sum of the bounds it runs with: cache, in flight, unconfirmed, queued, fetched twice, ids",
+            yardstick_how="the sum of its bounds: cache, in flight, unconfirmed, queued, fetched twice, ids",
             rounds=1,
             steps={f"promised: {name}": part / MIB for name, part in parts.items()},
             notes={"idle_mib": idle / MIB, "peak_mib": peak / MIB, "seconds": seconds},
