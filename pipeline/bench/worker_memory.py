@@ -12,6 +12,7 @@ from pipeline.bench.kafka_load import compress_topics, prefill
 from pipeline.bench.process_memory import MIB, peak_resident_bytes
 from pipeline.bench.rig import LogEnds, Rig
 from pipeline.config import Settings
+from pipeline.core.duplicates import ID_BYTES, WINDOW_RECORDS
 from pipeline.stack.plan import PartFailedError
 from pipeline.stack.process import Child
 from pipeline.worker.publisher import UNCONFIRMED_BYTES_MAX
@@ -59,7 +60,7 @@ async def measure(rig: Rig, effort: Effort, case: Case) -> list[Figure]:
     """The case's figure: its backlog waits before the worker starts, and no two requests are alike."""
     idle, _ = await _worked_off(rig, effort, case, 1)
     peak, seconds = await _worked_off(rig, effort, case, effort.backlog_records)
-    parts = promised_bytes(rig.settings, case)
+    parts = promised_bytes(rig.settings, case, effort.backlog_records)
     bound, growth = sum(parts.values()), peak - idle
     rig.tell(f"{case.name}: {idle / MIB:.0f} MiB idle, {growth / MIB:+.0f} MiB, {bound / MIB:.0f} MiB promised")
     return [
@@ -67,7 +68,7 @@ async def measure(rig: Rig, effort: Effort, case: Case) -> list[Figure]:
             case.name, growth / MIB, "MiB", bound / MIB, growth / bound, _BAR,
             how=f"peak resident memory of a worker over {effort.backlog_records:,} waiting requests of "
             f"{effort.backlog_bytes:,} bytes{case.what}, less that of one that answered a single request",
-            yardstick_how="the sum of the bounds it runs with: cache, in flight, unconfirmed, queued, fetched twice",
+            yardstick_how="the sum of its bounds: cache, in flight, unconfirmed, queued, fetched twice, ids",
             rounds=1,
             steps={f"promised: {name}": part / MIB for name, part in parts.items()},
             notes={"idle_mib": idle / MIB, "peak_mib": peak / MIB, "seconds": seconds},
@@ -75,8 +76,8 @@ async def measure(rig: Rig, effort: Effort, case: Case) -> list[Figure]:
     ]  # fmt: skip
 
 
-def promised_bytes(settings: Settings, case: Case) -> dict[str, int]:
-    """What a worker promises to hold at most, in bytes, by what holds it."""
+def promised_bytes(settings: Settings, case: Case, records: int) -> dict[str, int]:
+    """What a worker promises to hold at most over so many records, in bytes, by what holds it."""
     record = settings.limits.record_bytes + RECORD_OVERHEAD_BYTES
     return {
         "cache": case.cache_bytes,
@@ -85,6 +86,7 @@ def promised_bytes(settings: Settings, case: Case) -> dict[str, int]:
         "queued chunks": _QUEUED_CHUNKS * CHUNK_BYTES_MAX,
         # One fetch is being delivered, the next one is there.
         "fetched": 2 * min(settings.kafka.partitions * record, _FETCH_BYTES_MAX),
+        "ids": min(records, settings.kafka.partitions * WINDOW_RECORDS) * ID_BYTES,
     }
 
 

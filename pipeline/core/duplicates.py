@@ -7,6 +7,8 @@ from typing import NamedTuple
 # The window of the contract, section 1: 10 minutes or 100,000 results, the smaller.
 WINDOW_RECORDS = 100_000
 WINDOW_MS = 600_000
+# What one remembered id of 36 characters takes: its text, 32 bytes packed, its places in a dict and a deque.
+ID_BYTES = 300
 
 # Offset, append time, digest: 32 bytes instead of the 200 of a tuple of objects, for each of 100,000 ids a partition.
 _FIRST = Struct("<qq16s")

@@ -45,11 +45,17 @@ def test_model_folder_gives_its_input_back(tmp_path: Path) -> None:
 
 def test_promise_follows_the_cache_and_the_record_limit() -> None:
     """Without a cache nothing is promised for it; the other parts depend on settings alone."""
-    cached, uncached = (promised_bytes(Settings(), case) for case in CASES[:2])
+    cached, uncached = (promised_bytes(Settings(), case, 2000) for case in CASES[:2])
     assert cached["cache"] == 64 * MIB
     assert uncached == cached | {"cache": 0}
-    small = promised_bytes(Settings(limits={"record_bytes": 65536}), CASES[0])
+    small = promised_bytes(Settings(limits={"record_bytes": 65536}), CASES[0], 2000)
     assert small["fetched"] < cached["fetched"]
+
+
+def test_promised_ids_are_those_of_the_windows() -> None:
+    """Ids are remembered as far as their windows reach: 100,000 for each of four partitions."""
+    held = {count: promised_bytes(Settings(), CASES[0], count)["ids"] for count in (1000, 400_000, 10**7)}
+    assert held[1000] * 400 == held[400_000] == held[10**7]
 
 
 @pytest.mark.parametrize(("per_million", "ok"), [(0.0, True), (100.0, True), (1000.0, False)])

@@ -36,7 +36,8 @@ def main(arguments: list[str]) -> int:
     command += f" --rate {plan.rate:g} --burst {plan.burst}" + "".join(f" --kind '{one}'" for one in options.kind or ())
     _tell(f"data and logs: {data_dir}")
     if options.scenario == "rolling":
-        outcome, rolling = run_rolling(data_dir, replace(plan, static_workers=0, dynamic_workers=2), _tell)
+        static, dynamic = (2, 0) if options.named else (0, 2)
+        outcome, rolling = run_rolling(data_dir, replace(plan, static_workers=static, dynamic_workers=dynamic), _tell)
         figures = figures_of(outcome, command) | {"rolling": rolling}
         _tell(json.dumps(rolling, indent=2))
     else:
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--minutes", type=float, default=45.0, help="the run ends then, and is incomplete")
     parser.add_argument("--burst", type=int, default=10_000, help="requests of a refill")
     parser.add_argument("--kind", action="append", choices=KINDS, help="only these faults; may be repeated")
+    parser.add_argument("--named", action="store_true", help="rolling: workers with an instance id (static members)")
     parser.add_argument("--report", type=Path, help="where the report goes")
     parser.add_argument("--data", type=Path, help="an empty folder for data and logs")
     parser.add_argument("--keep-data", action="store_true", help="keep it also when everything held")
