@@ -27,8 +27,8 @@ from pydantic import (
 )
 
 from schemas.errors import ErrorCode, WireError
-from schemas.structs import Stated, derived
-from schemas.tensor import Datatype, Tensor, check_raw, raw_from_json
+from schemas.structs import AsText, Stated, derived
+from schemas.tensor import Datatype, JsonData, Tensor, check_raw, json_data, raw_from_json
 
 BINARY_HEADER = "inference-header-content-length"
 _BINARY_HEADER_LENGTH = len(BINARY_HEADER)
@@ -100,12 +100,17 @@ class InputTensor(_Wire):
     shape: Annotated[
         list[Annotated[int, Field(ge=0, le=_INT64_MAX)]], Field(max_length=_DIMENSIONS_MAX, fail_fast=True)
     ]
-    data: Any = Field(
+    # Decoded from a record: raw bytes, `JsonData`, or what its JSON says where that does not fit at once.
+    data: Annotated[Any, AsText()] = Field(
         default=None,
         description="Elements, flat or nested, row-major.",
         json_schema_extra={"type": "array"},
     )
     parameters: Parameters = Field(default_factory=dict)
+
+    def value(self) -> Any:
+        """Its data as bytes or as a JSON value."""
+        return json.loads(self.data.text) if type(self.data) is JsonData else self.data
 
     def to_tensor(self) -> Tensor:
         """The tensor in raw form.
@@ -114,7 +119,9 @@ class InputTensor(_Wire):
             WireError: INVALID_INPUT when data, datatype and shape do not fit together.
         """
         data = self.data
-        if type(data) is bytes:
+        if type(data) is JsonData:
+            data = data.raw
+        elif type(data) is bytes:
             check_raw(self.name, self.datatype, self.shape, data)
         else:
             data = raw_from_json(self.name, self.datatype, self.shape, data)
@@ -226,23 +233,29 @@ def decode_request(body: bytes | None, headers: Iterable[tuple[str, bytes]] = ()
     return request
 
 
+def _by_struct(body: bytes) -> InferenceRequest | None:
+    """A valid request's struct; None where the model has to decide, and to say why."""
+    try:
+        request: InferenceRequest = _decode(body)
+        for name, validate in _STRUCT.late:
+            if (text := getattr(request, name)) is not None:
+                setattr(request, name, validate(bytes(text)))
+        for tensor in request.inputs:
+            if tensor.data is not None:
+                tensor.data = json_data(tensor.datatype, tensor.shape, bytes(tensor.data))
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return None
+    return request
+
+
 def _validated(body: bytes) -> InferenceRequest:
-    request: InferenceRequest
-    if body.count(b"[") + body.count(b"{") <= _BRACKETS_SAFE:
-        try:
-            request = _decode(body)
-            for name, validate in _STRUCT.late:
-                if (text := getattr(request, name)) is not None:
-                    setattr(request, name, validate(bytes(text)))
-        except (msgspec.MsgspecError, ValueError, RecursionError):
-            pass  # the model decides, and says why
-        else:
-            return request
+    if body.count(b"[") + body.count(b"{") <= _BRACKETS_SAFE and (found := _by_struct(body)) is not None:
+        return found
     # The parser is lenient with these two words; they are no JSON. One letter is found, or not, five times faster.
     if (b"N" in body and b"NaN" in body) or (b"I" in body and b"Infinity" in body):
         _refuse_constants(body)
     try:
-        request = _VALIDATOR.validate_json(body)
+        request: InferenceRequest = _VALIDATOR.validate_json(body)
     except ValidationError as error:
         _raise_wire_error(error)
     return request

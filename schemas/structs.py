@@ -27,6 +27,10 @@ class Stated(AfterValidator):
     """A function that checks no more than the annotation states: faster, or with better reasons. Structs go without."""
 
 
+class AsText:
+    """Marks a member that structs keep as its JSON text (`msgspec.Raw`), None where it is absent."""
+
+
 class _Inexpressible(Exception):  # noqa: N818 - a finding, not a mistake
     """msgspec has no word for this type, or not for all of its limits."""
 
@@ -56,6 +60,9 @@ def derived(model: type[BaseModel]) -> Derived:
     late: list[tuple[str, Callable[[bytes], Any]]] = []
     for name, member in model.model_fields.items():
         default = _default(member)
+        if any(isinstance(found, AsText) for found in member.metadata):
+            members.append((name, msgspec.Raw, None))
+            continue
         try:
             members.append((name, _limited(_type(member.annotation), member.metadata), default))
         except _Inexpressible:

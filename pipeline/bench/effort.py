@@ -10,6 +10,7 @@ class Effort:
     Attributes:
         cpu_rounds: rounds of pieces whose CPU time is taken.
         cpu_calls: calls in each.
+        cpu_distinct: distinct tensors where nothing is to be remembered from one time to the next.
         distinct: distinct tensors of the hit benchmarks.
         hit_requests: requests of one throughput run that count.
         hit_skipped: requests before them: the misses, and the start-up.
@@ -32,6 +33,8 @@ class Effort:
     # 25 rounds of 2,000 calls of 10 us are half a second: some round meets a quiet moment.
     cpu_rounds: int = 25
     cpu_calls: int = 2000
+    # Twice what `core/cache_key.py` and `schemas/tensor.py` remember of requests that were asked before.
+    cpu_distinct: int = 20_000
     distinct: int = 1000
     # Seconds at 15,000-50,000/s. A fetch brings up to 7,000 records of one partition before any of the next: after
     # 32,000 all four have begun, and a tensor that was computed is a hit from then on.

@@ -70,11 +70,12 @@ def output_as_json(tensor: Tensor) -> bytes | None:
 
 def output_head(tensor: Tensor) -> bytes:
     """One output's JSON object up to its data, not closed."""
-    return _head(tensor.name, tensor.datatype, tensor.shape)
+    return tensor_head(tensor.name, tensor.datatype, tensor.shape)
 
 
 @lru_cache(maxsize=4096)
-def _head(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+def tensor_head(name: str, datatype: str, shape: tuple[int, ...]) -> bytes:
+    """A tensor's JSON object up to its data, not closed."""
     return b'{"name":%b,"datatype":"%b","shape":%b' % (orjson.dumps(name), datatype.encode(), orjson.dumps(shape))
 
 

@@ -87,8 +87,8 @@ def content_digest(tensors: Sequence[Tensor], parameters: Mapping[str, object]) 
         name, datatype, shape, raw = tensors[0]
         size = len(raw)
         if size <= _JOIN_BYTES_MAX:
-            head = _tensor_header(name, datatype, shape)
-            return blake3(b"%b%b%b%b\0\0\0\0" % (_CONTENT_OF_ONE, head, size.to_bytes(8, "little"), raw)).digest()
+            digest_of = _remembered_content if size <= _RAW_BYTES_REMEMBERED else _content_of_one
+            return digest_of(_tensor_header(name, datatype, shape), raw)
     parts = [_CONTENT, len(tensors).to_bytes(4, "little")]
     total = 0
     for name, datatype, shape, raw in sorted(tensors, key=_by_name):
@@ -102,6 +102,17 @@ def content_digest(tensors: Sequence[Tensor], parameters: Mapping[str, object]) 
     for part in parts:
         digest.update(part)
     return digest.digest()
+
+
+def _content_of_one(head: bytes, raw: bytes) -> bytes:
+    return blake3(b"%b%b%b%b\0\0\0\0" % (_CONTENT_OF_ONE, head, len(raw).to_bytes(8, "little"), raw)).digest()
+
+
+# What is asked again has the same digests again: 0.3 us instead of 1.3 for a content, instead of 0.7 for a key. So many
+# are remembered, 4 MB each of usual ones; where nothing repeats it costs each of them 0.3 us.
+_DIGESTS_REMEMBERED = 8192
+_RAW_BYTES_REMEMBERED = 2048
+_remembered_content = lru_cache(maxsize=_DIGESTS_REMEMBERED)(_content_of_one)
 
 
 @lru_cache(maxsize=4096)
@@ -156,7 +167,12 @@ def cache_key(scope: CacheScope, content: bytes, outputs: bytes) -> bytes:
         content: `content_digest` of inputs and parameters.
         outputs: `encode_outputs` of the outputs asked for, all of them where none is named.
     """
-    return blake3(scope.encoded + content + outputs).digest()
+    return _cache_key(scope.encoded, content, outputs)
+
+
+@lru_cache(maxsize=_DIGESTS_REMEMBERED)
+def _cache_key(scope: bytes, content: bytes, outputs: bytes) -> bytes:
+    return blake3(scope + content + outputs).digest()
 
 
 def partition_key(tenant: str | None, model_name: str, content: bytes) -> str:
@@ -188,8 +204,7 @@ def request_digest(request: InferenceRequest, content: bytes) -> str:
     return _request_digest(scope, content, outputs + unkeyed)
 
 
-# A request that is asked again has its digest again. 3 MB; where nothing repeats it costs 0.3 us.
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=_DIGESTS_REMEMBERED)
 def _request_digest(scope: bytes, content: bytes, rest: bytes) -> str:
     return blake3(scope + content + rest).hexdigest(16)
 

@@ -8,11 +8,12 @@ from typing import Any
 import orjson
 import uuid_utils
 
-from pipeline.core.answer import Answer
+from pipeline.core.answer import Answer, tensor_head
 from pipeline.core.exchange import Exchange, utc_second_text, utc_text
 from pipeline.core.result_record import ResultRecord
 from schemas.event import EVENT_NAMESPACE
-from schemas.request import InferenceRequest, normalized_ip
+from schemas.request import InferenceRequest, InputTensor, normalized_ip
+from schemas.tensor import JsonData
 
 _NAMESPACE = uuid_utils.UUID(str(EVENT_NAMESPACE))
 _CACHE_EVENTS = {
@@ -124,7 +125,7 @@ def _end(exchange: Exchange, answer: Answer, expires_at: str) -> str:
 def _bodies(request: InferenceRequest | None, record: ResultRecord) -> bytes:
     inputs, parameters = b"[]", b"{}"
     if request is not None:
-        inputs = _json([_input(t.name, t.datatype, t.shape, t.data) for t in request.inputs])
+        inputs = b"[%b]" % b",".join([_input(tensor) for tensor in request.inputs])
         parameters = _json(request.parameters) if request.parameters else b"{}"
     if record.is_binary:
         result = b'"result_base64":"%b"' % base64.b64encode(record.value)
@@ -150,7 +151,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _input(name: str, datatype: str, shape: list[int], data: Any) -> dict[str, Any]:
+def _input(tensor: InputTensor) -> bytes:
+    head, data = tensor_head(tensor.name, tensor.datatype, tuple(tensor.shape)), tensor.data
     if type(data) is bytes:
-        return {"name": name, "datatype": datatype, "shape": shape, "base64": base64.b64encode(data).decode()}
-    return {"name": name, "datatype": datatype, "shape": shape, "data": data}
+        return b'%b,"base64":"%b"}' % (head, base64.b64encode(data))
+    if type(data) is JsonData and b"\n" not in data.text and b"\r" not in data.text:
+        return b'%b,"data":%b}' % (head, data.text)
+    # A line feed would end the event's line in the middle.
+    return b'%b,"data":%b}' % (head, _json(json.loads(data.text) if type(data) is JsonData else data))

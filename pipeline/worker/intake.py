@@ -304,6 +304,6 @@ def _prepared(ticket: Ticket) -> Prepared:
         prepared.content = content_digest(tensors, sort_parameters(request.parameters).keyed)
         prepared.input_bytes = sum(len(tensor.raw) for tensor in tensors)
     except WireError:  # never valid, whatever model it meets
-        inputs = [[tensor.name, tensor.datatype, tensor.shape, tensor.data] for tensor in request.inputs]
+        inputs = [[tensor.name, tensor.datatype, tensor.shape, tensor.value()] for tensor in request.inputs]
         prepared.content = blake3(repr(inputs).encode("utf-8", "surrogatepass")).digest()
     return prepared

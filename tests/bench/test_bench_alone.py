@@ -12,7 +12,7 @@ from pipeline.bench.timing import cpu_microseconds
 from pipeline.bench.workload import RequestRecords
 from schemas.request import decode_request
 
-TINY = Effort(cpu_rounds=2, cpu_calls=20, distinct=4)
+TINY = Effort(cpu_rounds=2, cpu_calls=20, cpu_distinct=30, distinct=4)
 
 
 @pytest.fixture(autouse=True)

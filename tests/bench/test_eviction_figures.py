@@ -114,7 +114,7 @@ def test_figures_have_yardstick_and_rivals(
     for name in [name for name in os.environ if name.startswith("PIPELINE_")]:
         monkeypatch.delenv(name)
     names = ["cache.hit_ratio", "cache.get", "cache.put"]
-    assert run(names, True, Effort(cpu_rounds=2, cpu_calls=20)) == 0
+    assert run(names, True, Effort(cpu_rounds=2, cpu_calls=20, cpu_distinct=30)) == 0
     figures = {figure["name"]: figure for figure in orjson.loads(capfdbinary.readouterr().out)}
     assert list(figures) == names
     for figure in figures.values():

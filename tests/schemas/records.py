@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from schemas.tensor import Tensor
+from schemas.tensor import JsonData, Tensor
 
 Record = tuple[bytes, list[tuple[str, bytes]]]
 
@@ -53,6 +53,8 @@ def members(decoded: Any) -> Any:
         return {name: members(getattr(decoded, name)) for name in type(decoded).model_fields}
     if isinstance(decoded, msgspec.Struct):
         return {name: members(getattr(decoded, name)) for name in decoded.__struct_fields__}
+    if isinstance(decoded, JsonData):
+        return json.loads(decoded.text)
     return [members(part) for part in decoded] if isinstance(decoded, list) else decoded
 
 
