@@ -6,8 +6,9 @@ One request's way, and where it is written down:
                           schemas/request.py    bytes -> request
                           engine.py             perform_inference_with_cache_check
                             core/cache_key.py     the key of everything that can change the answer
-                            core/eviction.py      the cache, bounded in bytes
-                            core/coalescing.py    equal requests in flight run once
+                            core/response_cache.py  the worker's own cache, bounded in bytes
+                            flights.py            equal requests in flight run once
+                            adapters/redis.py     the cache that workers share
                             core/batching.py      misses that may leave together
                             core/routing.py       which Triton instance
                             adapters/triton.py    the call

@@ -141,9 +141,10 @@ def record_from_json(body: bytes, request_id: str, *, now: float, enable_cache: 
     changes: dict[str, Any] = {} if request.id is not None else {"id": request_id}
     if enable_cache is not None and enable_cache != request.enable_cache:
         changes["enable_cache"] = enable_cache
-    if changes.keys() & request.model_fields_set:
-        # Not orjson: it refuses lone surrogates and integers beyond 64 bits, which a FP64 tensor may bring.
-        body = json.dumps(json.loads(body) | changes).encode()
+    # Not orjson: it refuses lone surrogates and integers beyond 64 bits, which a FP64 tensor may bring.
+    given = json.loads(body) if changes else {}
+    if changes.keys() & given.keys():
+        body = json.dumps(given | changes).encode()
     elif changes:
         # A valid request is no empty object, so a comma follows; the sender's own text stays as it is.
         body = _dumps(changes)[:-1] + b"," + body.lstrip()[1:]

@@ -85,7 +85,7 @@ def test_text_lines_become_bytes_inputs() -> None:
     request = decode_request(record.value, record.headers)
     assert (request.model_name, request.model_version, request.enable_cache) == ("sentences", "3", False)
     (tensor,) = request.inputs
-    assert (tensor.datatype, tensor.shape, tensor.data) == ("BYTES", [1, 1], ["naïve café"])
+    assert (tensor.datatype, tensor.shape, tensor.value()) == ("BYTES", [1, 1], ["naïve café"])
 
 
 def test_rows_become_batches_of_one() -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.client.request_ids import with_request_id
 from schemas.request import decode_request
+from tests.schemas import records
 
 NEW = "0198c0de-0000-7000-8000-000000000000"
 LENGTH = "Inference-Header-Content-Length"
@@ -137,7 +138,7 @@ def test_retried_request_is_read_as_before() -> None:
     changed = with_request_id(value, headers, NEW)
     assert changed is not None
     before, after = decode_request(value, headers), decode_request(*changed)
-    assert after == before.model_copy(update={"id": NEW})
+    assert records.members(after) == {**records.members(before), "id": NEW}
 
 
 @pytest.mark.parametrize(

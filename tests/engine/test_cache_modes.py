@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,17 @@ TTL_S = 60.0
 
 def cells() -> Iterator[tuple[str, str, str]]:
     """Returns the table's cells: what is asked, what is met, what comes of it."""
-    rows = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in DOCUMENT.read_text().splitlines()
-        if line.startswith("|")
-    ]
-    begin = next(index for index, row in enumerate(rows) if row[0] == "request")
-    assert tuple(rows[begin][1:]) == SITUATIONS
-    for row in rows[begin + 2 :]:
+    lines = iter(DOCUMENT.read_text().splitlines())
+    head = next(line for line in lines if line.startswith("| request |"))
+    assert tuple(_split(head)[1:]) == SITUATIONS
+    next(lines)  # the line under the head
+    for row in map(_split, takewhile(lambda line: line.startswith("|"), lines)):
         for situation, cell in zip(SITUATIONS, row[1:], strict=True):
             yield row[0], situation, cell
+
+
+def _split(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
 def members(asked: str) -> dict[str, Any]:
