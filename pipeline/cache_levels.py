@@ -57,7 +57,9 @@ class CacheLevels:
             self._shared.store(key, scope, answer, ttl_s, replace=replace, winner=winner)
 
     def clear_own(self, wanted: Callable[[CacheScope], bool]) -> Cleared:
-        """Forgets what this process has stored for these scopes."""
+        """Forgets what this process has stored for these scopes, and what it was about to store for all."""
+        if self._shared is not None:
+            self._shared.forget(wanted)
         return self._own.clear(wanted)
 
     def _give_way(self, key: bytes, scope: CacheScope, ours: StoredAnswer, winner: SharedAnswer) -> None:

@@ -195,7 +195,7 @@ class InferenceEngine:
             now = self._clock.monotonic()
             stored = self._cache.get(key, now) if policy.read else None
             if stored is not None and policy.takes(age_s := max(now - stored.stored_at, 0.0)):
-                self._metrics.count(version.model_name, "hit")
+                self._metrics.count_hit(version.model_name, age_s)
                 return Answer("succeeded", version.version, stored, None, "hit", key, age_s)
         flight = Flight(key, scope, version, tensors, outputs, encoded, parameters.keyed, parameters.server)
         flight.replaces = stored is not None or not policy.read

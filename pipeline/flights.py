@@ -151,7 +151,7 @@ class Flights:
             if not member.policy.takes(found.age_s):
                 flight.replaces = True
                 continue
-            self._metrics.count(version.model_name, "hit")
+            self._metrics.count_hit(version.model_name, found.age_s)
             answer = Answer("succeeded", version.version, found.answer, None, "hit", flight.key, found.age_s)
             self._tell(member, answer)
 

@@ -4,12 +4,14 @@ Counts of the hot path are plain integers, read when Prometheus asks: a labelled
 0.6 us with its lock, an integer in a dict 0.1 us.
 """
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 MetricName = Literal[
@@ -21,6 +23,19 @@ MetricName = Literal[
     "pipeline_cache_bytes",
     "pipeline_cache_entries",
     "pipeline_cache_evictions",
+    "pipeline_cache_expired",
+    "pipeline_cache_refused",
+    "pipeline_cache_retired",
+    "pipeline_cache_hit_age_seconds",
+    "pipeline_shared_cache_look_ups",
+    "pipeline_shared_cache_look_up_seconds",
+    "pipeline_shared_cache_writes",
+    "pipeline_shared_cache_errors",
+    "pipeline_shared_cache_refused_entries",
+    "pipeline_shared_cache_bytes",
+    "pipeline_shared_cache_saved_bytes",
+    "pipeline_shared_cache_queue_bytes",
+    "pipeline_shared_cache_usable",
     "pipeline_in_flight",
     "pipeline_in_flight_bytes",
     "pipeline_partitions_assigned",
@@ -51,6 +66,19 @@ METRICS: dict[MetricName, MetricSpec] = {
     "pipeline_cache_bytes": MetricSpec("gauge", "Bytes held by the cache, of PIPELINE_CACHE__MAX_BYTES."),
     "pipeline_cache_entries": MetricSpec("gauge", "Answers held by the in-memory cache."),
     "pipeline_cache_evictions": MetricSpec("counter", "Answers evicted. Many, and few hits: enlarge the cache."),
+    "pipeline_cache_expired": MetricSpec("counter", "Answers dropped as their time was up."),
+    "pipeline_cache_refused": MetricSpec("counter", "Answers too large to be stored. Many: enlarge the cache."),
+    "pipeline_cache_retired": MetricSpec("counter", "Answers dropped as their version is not served any more."),
+    "pipeline_cache_hit_age_seconds": MetricSpec("histogram", "Age of the answers that hits were given, in seconds."),
+    "pipeline_shared_cache_look_ups": MetricSpec("counter", "Look-ups in Redis by outcome. Many late: it is slow."),
+    "pipeline_shared_cache_look_up_seconds": MetricSpec("histogram", "Seconds to a reply, in time or late."),
+    "pipeline_shared_cache_writes": MetricSpec("counter", "Answers to write, by outcome. Dropped: Redis is slow."),
+    "pipeline_shared_cache_errors": MetricSpec("counter", "Failed tries by kind; the log has the cause."),
+    "pipeline_shared_cache_refused_entries": MetricSpec("counter", "Unreadable, by reason. Who else writes there?"),
+    "pipeline_shared_cache_bytes": MetricSpec("counter", "Bytes of entries read (in) and written (out)."),
+    "pipeline_shared_cache_saved_bytes": MetricSpec("counter", "Bytes of written entries that compression saved."),
+    "pipeline_shared_cache_queue_bytes": MetricSpec("gauge", "Bytes that wait, of PIPELINE_CACHE__SHARED_QUEUE_BYTES."),
+    "pipeline_shared_cache_usable": MetricSpec("gauge", "1 while Redis is asked. 0 for long: see its line in the log."),
     "pipeline_in_flight": MetricSpec("gauge", "Requests taken, not answered. At its bound: add Tritons."),
     "pipeline_in_flight_bytes": MetricSpec("gauge", "Input bytes of requests taken and not answered."),
     "pipeline_partitions_assigned": MetricSpec("gauge", "Partitions owned. 0 for long: too many workers."),
@@ -60,6 +88,8 @@ METRICS: dict[MetricName, MetricSpec] = {
 }  # fmt: skip
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_AGE_SECONDS = (1.0, 10.0, 60.0, 300.0, 900.0, 1800.0, 3600.0, 14_400.0, 86_400.0)
+_LOOK_UP_SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 1)
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
 
@@ -71,20 +101,72 @@ def histogram(name: MetricName, buckets: tuple[float, ...], registry: CollectorR
 class EngineMetrics:
     """What the engine and its dispatcher count.
 
+    Attributes:
+        requests: by model and cache status.
+        hit_ages: how old the answers were that hits were given.
+
     Args:
         registry: where they are exported; None counts for nobody.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.requests: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        self.hit_ages = PlainHistogram("pipeline_cache_hit_age_seconds", _AGE_SECONDS)
         self.batch_rows = histogram("pipeline_batch_rows", _ROWS, registry)
         self.inference_seconds = histogram("pipeline_inference_seconds", _SECONDS, registry)
         if registry is not None:
             registry.register(LabelledCounts("pipeline_requests", ("model_name", "cache_status"), self.requests))
+            registry.register(self.hit_ages)
 
     def count(self, model_name: str, cache_status: str) -> None:
         """One more request that met the cache this way."""
         self.requests[model_name, cache_status] += 1
+
+    def count_hit(self, model_name: str, age_s: float) -> None:
+        """One more request that was given a stored answer of this age: 0.1 us more than `count`."""
+        self.requests[model_name, "hit"] += 1
+        self.hit_ages.observe(age_s)
+
+
+class SharedCacheMetrics:
+    """What the shared cache counts.
+
+    Attributes:
+        look_ups: by outcome, one for each that was wanted: hit, miss, refused (an entry that cannot be read), late,
+            failed, not_asked (not usable at present, or too many wait).
+        writes: by outcome, one for each answer: stored, not_first, dropped (the queue is full, or it is not usable),
+            too_large, expired (before it was written), failed.
+        errors: tries that failed as a whole, or that were refused, by kind.
+        refused_entries: by reason.
+        bytes: of entries, by direction: in, out.
+        saved_bytes: of written entries.
+        queue_bytes: of answers that wait to be written.
+        usable: whether it is asked at present.
+
+    Args:
+        registry: where they are exported; None counts for nobody.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.look_ups: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        self.writes: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        self.errors: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        self.refused_entries: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        self.bytes: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        self.saved_bytes = 0
+        self.queue_bytes = 0
+        self.usable = True
+        self.look_up_seconds = histogram("pipeline_shared_cache_look_up_seconds", _LOOK_UP_SECONDS, registry)
+        if registry is None:
+            return
+        registry.register(LabelledCounts("pipeline_shared_cache_look_ups", ("outcome",), self.look_ups))
+        registry.register(LabelledCounts("pipeline_shared_cache_writes", ("outcome",), self.writes))
+        registry.register(LabelledCounts("pipeline_shared_cache_errors", ("kind",), self.errors))
+        registry.register(LabelledCounts("pipeline_shared_cache_refused_entries", ("reason",), self.refused_entries))
+        registry.register(LabelledCounts("pipeline_shared_cache_bytes", ("direction",), self.bytes))
+        registry.register(Reading("pipeline_shared_cache_saved_bytes", lambda: self.saved_bytes))
+        registry.register(Reading("pipeline_shared_cache_queue_bytes", lambda: self.queue_bytes))
+        registry.register(Reading("pipeline_shared_cache_usable", lambda: self.usable))
 
 
 class LabelledCounts(Collector):
@@ -112,6 +194,31 @@ class Reading(Collector):
         kind, text = METRICS[self._name]
         family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
         yield family(self._name, text, value=self._read())
+
+
+class PlainHistogram(Collector):
+    """Exports plain integers in fixed buckets: 0.1 us for each observation, a histogram of the library 0.7 us.
+
+    Args:
+        name: of the catalogue.
+        bounds: the buckets' upper bounds, ascending; one without a bound comes behind them.
+    """
+
+    def __init__(self, name: MetricName, bounds: tuple[float, ...]) -> None:
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+        self._name, self._bounds = name, bounds
+
+    def observe(self, value: float) -> None:
+        """One more, in the first bucket whose bound it does not exceed."""
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
+
+    def collect(self) -> Iterator[Metric]:
+        """The counts as they are now, each with those of the buckets before it."""
+        bounds = [*map(str, self._bounds), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self.counts), strict=True))
+        yield HistogramMetricFamily(self._name, METRICS[self._name].help, buckets=buckets, sum_value=self.total)
 
 
 def publish_seconds(registry: CollectorRegistry | None) -> Histogram:

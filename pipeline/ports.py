@@ -98,6 +98,9 @@ class SharedCache(Protocol):
         where another was first, `winner` is called, later, with its answer. After `close` nothing happens.
         """
 
+    def forget(self, wanted: Callable[[CacheScope], bool]) -> None:
+        """What waits to be written of these scopes is not written any more; never blocks, never raises."""
+
     async def clear(
         self, *, tenant: str | None = None, model_name: str | None = None, model_version: str | None = None
     ) -> int:

@@ -10,8 +10,13 @@ from typing import Any
 from schemas.examples import (
     binary_request_example,
     binary_result_example,
+    cache_clear_command_example,
+    cache_clear_reply_example,
+    cache_stats_command_example,
+    cache_stats_reply_example,
     chunk_example,
     compact,
+    control_reply_headers_example,
     dead_letter_headers_example,
     event_example,
     failed_result_example,
@@ -27,6 +32,10 @@ from schemas.json_schemas import JsonSchema, definitions
 from schemas.request import ID_PATTERN
 
 _BINDING = "0.5.0"
+_CONTROL_RECORD_BYTES = 1 << 20
+_CONTROL_RETENTION_MS = 3_600_000
+_COMMANDS = ("CacheStatsCommand", "CacheClearCommand")
+_REPLIES = ("CacheStatsReply", "CacheClearReply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +138,15 @@ def _channels(layout: TopicLayout) -> dict[str, Any]:
             ["DeadLetter"],
             layout.partitions,
         ),
+        "control": _channel(
+            layout,
+            "control",
+            "What an operator asks of all workers, and their replies. Every worker reads every command while it runs.",
+            [*_COMMANDS, *_REPLIES],
+            1,
+            _CONTROL_RECORD_BYTES,
+            {"cleanup.policy": ["delete"], "retention.ms": _CONTROL_RETENTION_MS},
+        ),
         "webhooks": _channel(
             layout, "webhooks", "Callbacks to deliver and to retry; the pipeline's own.", ["Webhook"], layout.partitions
         ),
@@ -185,6 +203,16 @@ def _operations(layout: TopicLayout) -> dict[str, Any]:
             "bindings": group,
             "reply": reply,
         },
+        "steerCache": {
+            "action": "receive",
+            "channel": {"$ref": "#/channels/control"},
+            "summary": "Tells what a worker's cache holds, or drops some of it; every worker does, and replies.",
+            "messages": [{"$ref": f"#/channels/control/messages/{name}"} for name in _COMMANDS],
+            "reply": {
+                "channel": {"$ref": "#/channels/control"},
+                "messages": [{"$ref": f"#/channels/control/messages/{name}"} for name in _REPLIES],
+            },
+        },
         **{
             name: {"action": "send", "channel": {"$ref": f"#/channels/{channel}"}, "summary": summary}
             for name, (channel, summary) in sends.items()
@@ -235,9 +263,25 @@ def _messages() -> dict[str, Any]:
             "bindings": _key_binding({"type": "string", "description": "The original record's key."}),
             "examples": [{"name": "not JSON", "headers": dead_letter_headers_example()}],
         },
+        **_control_messages(),
         "Webhook": {"summary": "The pipeline's own.", "bindings": _key_binding(id_key)},
     }
     return {name: {"name": name, **message} for name, message in messages.items()}
+
+
+def _control_messages() -> dict[str, Any]:
+    key = {"type": "string", "pattern": ID_PATTERN, "description": "The command's id."}
+    headers = control_reply_headers_example()
+    commands = (cache_stats_command_example(), cache_clear_command_example())
+    replies = (cache_stats_reply_example(), cache_clear_reply_example())
+    return {
+        name: _message(name, of, key) | {"examples": [_example(name, example, shown)]}
+        for names, of, examples, shown in (
+            (_COMMANDS, None, commands, {}),
+            (_REPLIES, "ControlReplyHeaders", replies, headers),
+        )
+        for name, example in zip(names, examples, strict=True)
+    }
 
 
 def _message(payload: str, headers: str | None, key: JsonSchema) -> dict[str, Any]:

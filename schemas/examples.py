@@ -5,10 +5,12 @@ import struct
 from typing import Any
 from uuid import uuid5
 
+from schemas.control import IN_REPLY_TO
 from schemas.event import EVENT_NAMESPACE
 
 _LENGTH = "Inference-Header-Content-Length"
 _ID = "0198c5a0-7d3e-7c52-9d0a-3f5e6b1c2d4e"
+_COMMAND_ID = "0198c5a0-9b41-7f0e-8a2d-6c7b8a9d0e1f"
 _TENANT = "acme"
 _REQUESTED_AT = "2026-11-22T22:00:00.123456Z"
 _COMPLETED_AT = "2026-11-22T22:00:00.125656Z"
@@ -178,6 +180,69 @@ def model_example() -> dict[str, Any]:
         "previous_version": "1",
         "effective_at": "2026-11-22T21:00:00Z",
     }
+
+
+def cache_stats_command_example() -> dict[str, Any]:
+    """Asks for the caches of all workers."""
+    return {"command": "cache.stats", "id": _COMMAND_ID}
+
+
+def cache_stats_reply_example() -> dict[str, Any]:
+    """What one worker's cache holds after a few requests."""
+    return {
+        **_reply_example("cache.stats"),
+        "entries": 2,
+        "bytes": 3170,
+        "bytes_max": 268435456,
+        "evicted": 0,
+        "expired": 1,
+        "refused": 0,
+        "cleared": 0,
+        "retired": 0,
+        "requests": [
+            {"model_name": "digits", "hits": 40, "misses": 3, "coalesced": 1, "refreshes": 0, "bypassed": 2},
+        ],
+        "requests_left_off": 0,
+        "usage": [
+            {"tenant": _TENANT, "model_name": "digits", "model_version": "2", "entries": 2, "bytes": 1970},
+        ],
+        "usage_left_off": 0,
+        "shared": {
+            "look_ups": {"hit": 1, "miss": 3},
+            "writes": {"stored": 3},
+            "errors": {},
+            "refused_entries": {},
+            "bytes": {"in": 612, "out": 1836},
+            "saved_bytes": 0,
+            "queue_bytes": 0,
+            "usable": True,
+        },
+    }
+
+
+def cache_clear_command_example() -> dict[str, Any]:
+    """Drops what one version answered one tenant."""
+    return {
+        "command": "cache.clear",
+        "id": _COMMAND_ID,
+        "tenant": _TENANT,
+        "model_name": "digits",
+        "model_version": "2",
+    }
+
+
+def cache_clear_reply_example() -> dict[str, Any]:
+    """What one worker dropped."""
+    return {**_reply_example("cache.clear"), "entries": 2, "bytes": 1970}
+
+
+def control_reply_headers_example() -> dict[str, str]:
+    """Headers of a reply to a command."""
+    return {IN_REPLY_TO: _COMMAND_ID}
+
+
+def _reply_example(command: str) -> dict[str, Any]:
+    return {"command": command, "id": _COMMAND_ID, "worker": "worker-0", "partitions": [0, 1]}
 
 
 def request_headers_example() -> dict[str, str]:

@@ -94,6 +94,12 @@ class DeadLetterHeaders(BaseModel):
     source_offset: str = Field(alias="source-offset", pattern=_DECIMAL)
 
 
+class ControlReplyHeaders(BaseModel):
+    """Of a reply to a command: whoever only obeys commands need not read it."""
+
+    in_reply_to: str = Field(alias="in-reply-to", pattern=ID_PATTERN, description="The command's id.")
+
+
 # The sentence is for people; a record's headers count against Kafka's limits as its value does.
 DEAD_LETTER_ERROR_BYTES_MAX = 2048
 

@@ -6,11 +6,13 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
+from schemas.control import CacheClearCommand, CacheClearReply, CacheStatsCommand, CacheStatsReply
 from schemas.errors import ErrorCode
 from schemas.event import Event, RequestEnd
 from schemas.headers import (
     BinaryRequestHeaders,
     BinaryResultHeaders,
+    ControlReplyHeaders,
     DeadLetterHeaders,
     EventHeaders,
     RequestHeaders,
@@ -25,7 +27,8 @@ JsonSchema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _MODELS: tuple[type[BaseModel], ...] = (
     InferenceRequest, InferenceResult, ResultChunk, Event, RequestEnd, ModelRecord, RequestHeaders,
-    BinaryRequestHeaders, ResultHeaders, BinaryResultHeaders, EventHeaders, DeadLetterHeaders,
+    BinaryRequestHeaders, ResultHeaders, BinaryResultHeaders, EventHeaders, DeadLetterHeaders, CacheStatsCommand,
+    CacheStatsReply, CacheClearCommand, CacheClearReply, ControlReplyHeaders,
 )  # fmt: skip
 # A request may have null for what is absent; nothing that the pipeline writes has.
 _NULL_ALLOWED = frozenset({"InferenceRequest", "InputTensor", "RequestedOutput", "ReplyTo", "Callback"})
@@ -36,6 +39,10 @@ _FILES: dict[str, type[BaseModel]] = {
     "event": Event,
     "request-end": RequestEnd,
     "model": ModelRecord,
+    "cache-stats-command": CacheStatsCommand,
+    "cache-stats-reply": CacheStatsReply,
+    "cache-clear-command": CacheClearCommand,
+    "cache-clear-reply": CacheClearReply,
 }
 
 

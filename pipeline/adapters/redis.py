@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from pipeline.adapters.redis_connection import RedisGate, address_of, cause_of, client_of, is_of_another_type
 from pipeline.config import CacheSettings, RedisSettings
 from pipeline.core.answer import StoredAnswer, stored_answer
-from pipeline.core.cache_key import CacheScope
+from pipeline.core.cache_key import CacheScope, scopes_of
 from pipeline.core.circuit_breaker import Circuit
 from pipeline.core.shared_entry import RefusedEntryError, decode_entry, encode_entry, entry_name, entry_pattern
 from pipeline.core.write_behind import Write, WriteQueue
@@ -137,11 +137,16 @@ class RedisSharedCache:
         else:
             self.metrics.writes["dropped",] += 1
 
+    def forget(self, wanted: Callable[[CacheScope], bool]) -> None:
+        """See `pipeline.ports.SharedCache.forget`."""
+        self._queue.forget(wanted)
+        self.metrics.queue_bytes = self._queue.bytes_held
+
     async def clear(
         self, *, tenant: str | None = None, model_name: str | None = None, model_version: str | None = None
     ) -> int:
         """See `pipeline.ports.SharedCache.clear`."""
-        self._queue.forget(tenant, model_name, model_version)
+        self.forget(scopes_of(tenant, model_name, model_version))
         pattern = entry_pattern(self._prefix, tenant, model_name, model_version)
         cursor, removed = 0, 0
         try:

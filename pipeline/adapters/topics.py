@@ -29,6 +29,8 @@ _TIMEOUT_MAX_MS = 7 * _DAY_MS
 _RESULTS_RETENTION_MS = _REQUESTS_RETENTION_MS + _TIMEOUT_MAX_MS + _DAY_MS
 _EVENTS_RETENTION_MS = 14 * _DAY_MS  # how long ClickHouse may be down without a lost row
 _DEAD_LETTER_RETENTION_MS = 30 * _DAY_MS
+# A worker reads commands as they come; one that was paused for longer finds that it has missed some.
+_CONTROL_RETENTION_MS = 3_600_000
 _FOREVER = "-1"
 _TOPIC_AUTHORIZATION_FAILED = 29
 _TOPIC_ALREADY_EXISTS = 36
@@ -137,6 +139,15 @@ def plan_topics(settings: Settings, request_partitions: int, replicas: int) -> t
         # One partition: a reader of all models follows one order.
         plan("models", 1, MIB, None),
         plan("dead-letter", kafka.event_partitions, dead_letter, _DEAD_LETTER_RETENTION_MS),
+        # A segment that is written to is not deleted: it is closed as often as its records' time is up.
+        plan(
+            "control",
+            1,
+            MIB,
+            _CONTROL_RETENTION_MS,
+            message_timestamp_type="LogAppendTime",
+            segment_ms=str(_CONTROL_RETENTION_MS),
+        ),
     )
 
 

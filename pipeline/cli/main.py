@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli import bench, dead_letter, demo, doctor, models, processes, sql, status, submit, topics, up
+from pipeline.cli import bench, cache, dead_letter, demo, doctor, models, processes, sql, status, submit, topics, up
 
 
 class _OneLineErrors(TyperGroup):
@@ -63,6 +63,7 @@ processes.add_to(app)
 submit.add_to(app)
 sql.add_to(app)
 topics.add_to(app)
+cache.add_to(app)
 dead_letter.add_to(app)
 models.add_to(app)
 bench.add_to(app)

@@ -12,7 +12,7 @@ compared in full on every hit. Tensors enter as their raw bytes: `1` and `1.0` f
 """
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from operator import attrgetter
@@ -157,6 +157,19 @@ class CacheScope:
     def __post_init__(self) -> None:
         encoded = _scope(_CACHE, self.tenant, self.model_name, self.model_version, self.fingerprint)
         object.__setattr__(self, "encoded", encoded)
+
+
+def scopes_of(tenant: str | None, model_name: str | None, model_version: str | None) -> Callable[[CacheScope], bool]:
+    """Which scopes are of a tenant, a model, a version: None stands for all, the tenant "" for requests without one."""
+
+    def wanted(scope: CacheScope) -> bool:
+        return (
+            tenant in (None, scope.tenant or "")
+            and model_name in (None, scope.model_name)
+            and model_version in (None, scope.model_version)
+        )
+
+    return wanted
 
 
 def cache_key(scope: CacheScope, content: bytes, outputs: bytes) -> bytes:

@@ -111,9 +111,16 @@ class ModelCatalog:
 
     def is_served(self, version: ServedVersion) -> bool:
         """Whether exactly this content is still what the fleet serves under its number."""
-        model = self._models.get(version.model_name)
-        served = model.versions.get(version.version) if model is not None else None
-        return served is not None and served.fingerprint == version.fingerprint
+        return self._fingerprint(version.model_name, version.version) == version.fingerprint
+
+    def serves(self, scope: CacheScope) -> bool:
+        """Whether the content that answered is still what the fleet serves under its number."""
+        return self._fingerprint(scope.model_name, scope.model_version) == scope.fingerprint
+
+    def _fingerprint(self, model_name: str, number: str) -> str | None:
+        model = self._models.get(model_name)
+        served = model.versions.get(number) if model is not None else None
+        return served.fingerprint if served is not None else None
 
     def resolve(self, model_name: str, version: str | None, now: float) -> ServedVersion:
         """The version that answers a request.

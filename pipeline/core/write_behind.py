@@ -72,11 +72,9 @@ class WriteQueue(Generic[Shared]):
         self.bytes_held = 0
         return count
 
-    def forget(self, tenant: str | None, model_name: str | None, model_version: str | None) -> None:
-        """Gives up those of a tenant, model or version. None stands for all; the tenant "" for requests without one."""
-        wanted = (tenant, model_name, model_version)
+    def forget(self, wanted: Callable[[CacheScope], bool]) -> None:
+        """Gives up those of the scopes that are wanted; the others keep their order."""
         for _ in range(len(self._writes)):
             write = self.take()
-            own = (write.scope.tenant or "", write.scope.model_name, write.scope.model_version)
-            if any(want is not None and want != name for want, name in zip(wanted, own, strict=True)):
+            if not wanted(write.scope):
                 self.offer(write)

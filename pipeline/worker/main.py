@@ -17,6 +17,7 @@ import uvloop
 from aiokafka import AIOKafkaProducer, ConsumerRecord
 from prometheus_client import CollectorRegistry
 
+from pipeline.adapters.control_topic import ControlFollower
 from pipeline.adapters.kafka import client_options
 from pipeline.adapters.log_reader import LogReader
 from pipeline.adapters.models_topic import ModelsFollower
@@ -34,6 +35,7 @@ from pipeline.errors import PipelineError, SettingsError
 from pipeline.metrics import EngineMetrics, LabelledCounts, Reading, publish_seconds
 from pipeline.worker.app import WorkerApp, create_app
 from pipeline.worker.assembly import engine_of, shared_cache_of
+from pipeline.worker.cache_upkeep import CacheUpkeep
 from pipeline.worker.intake import InFlight, Intake, IntakeSettings
 from pipeline.worker.lane_opening import LaneOpener, LedgerNames
 from pipeline.worker.membership import Membership
@@ -135,10 +137,27 @@ class _Worker:
         shared = shared_cache_of(settings, self._registry)
         if shared is not None:
             resources.push_async_callback(shared.close)
-        engine, cache = engine_of(settings, self._catalog, servers, EngineMetrics(self._registry), shared)
+        metrics = EngineMetrics(self._registry)
+        engine, cache = engine_of(settings, self._catalog, servers, metrics, shared)
         resources.push_async_callback(engine.stop)
         self._bug = asyncio.get_running_loop().create_future()
         engine.report_bugs_to(self._note_bug)
+        upkeep = CacheUpkeep(
+            self._name,
+            cache,
+            metrics,
+            SystemClock(),
+            serves=self._catalog.serves,
+            clear=engine.clear,
+            partitions=self._partitions,
+            shared=None if shared is None else shared.metrics,
+            on_bug=self._note_bug,
+        )
+        await upkeep.start()
+        resources.push_async_callback(upkeep.stop)
+        control = ControlFollower(options, settings.topic("control"), upkeep.obey, upkeep.clear_after_gap)
+        await control.start()
+        resources.push_async_callback(control.stop)
         results = await self._producer(resources, options, settings.limits.record_bytes)
         events = await self._producer(resources, options, settings.limits.event_record_bytes)
         topics = TopicNames(
@@ -307,6 +326,9 @@ class _Worker:
         register(Reading("pipeline_cache_bytes", lambda: cache.bytes_used))
         register(Reading("pipeline_cache_entries", lambda: len(cache)))
         register(Reading("pipeline_cache_evictions", lambda: cache.stats.evicted))
+        register(Reading("pipeline_cache_expired", lambda: cache.stats.expired))
+        register(Reading("pipeline_cache_refused", lambda: cache.stats.refused))
+        register(Reading("pipeline_cache_retired", lambda: cache.stats.retired))
         register(Reading("pipeline_in_flight", lambda: self._in_flight.count))
         register(Reading("pipeline_in_flight_bytes", lambda: self._in_flight.bytes))
         register(Reading("pipeline_partitions_assigned", lambda: len(self._partitions())))

@@ -14,7 +14,7 @@ from pipeline.cli.main import app
 COMMANDS = (
     "demo", "up", "status", "worker", "sink", "submit", "results", "sql", "topics", "topics create", "migrate",
     "models", "models check", "models register", "models list", "dead-letter", "dead-letter list",
-    "dead-letter retry", "doctor", "bench",
+    "dead-letter retry", "cache", "cache stats", "cache clear", "doctor", "bench",
 )  # fmt: skip
 
 

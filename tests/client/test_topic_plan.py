@@ -18,7 +18,7 @@ PLANS = {plan.name.removeprefix("inference."): plan for plan in plan_topics(SETT
 
 def test_every_topic_of_the_contract_is_planned() -> None:
     """The topics that the components use are made, webhooks not yet."""
-    assert set(PLANS) == {"requests", "results", "chunks", "replies", "events", "models", "dead-letter"}
+    assert set(PLANS) == {"requests", "results", "chunks", "replies", "events", "models", "dead-letter", "control"}
 
 
 def test_followers_have_the_partitions_of_requests() -> None:

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from pipeline.core.answer import stored_answer
-from pipeline.core.cache_key import CacheScope
+from pipeline.core.cache_key import CacheScope, scopes_of
 from pipeline.core.write_behind import WRITES_WAITING_MAX, Write, WriteQueue
 from schemas.tensor import Tensor
 
@@ -87,6 +87,6 @@ def test_clearing_forgets_what_is_named(wanted: tuple[str | None, str | None, st
     queue = WriteQueue[object](1 << 20)
     for number, scope in enumerate(scopes):
         queue.offer(a_write(number, scope=scope))
-    queue.forget(*wanted)
+    queue.forget(scopes_of(*wanted))
     assert [int.from_bytes(queue.take().key, "big") for _ in range(len(queue))] == left
     assert queue.bytes_held == 0

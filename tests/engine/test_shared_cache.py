@@ -219,3 +219,14 @@ async def test_bypass_never_meets_the_shared_cache() -> None:
     shared = system.engine._cache._shared
     assert isinstance(shared, FakeSharedCache)
     assert (server.entries, dict(shared.counts)) == ({}, {})
+
+
+@simulated
+async def test_cleared_answer_is_not_written_behind() -> None:
+    """What waited to be written to the shared cache when this one was cleared does not reach it afterwards."""
+    server = FakeSharedServer(latency_s=0.004)
+    system = worker(server)
+    await system.ask(ASKED)
+    system.engine.clear(everything)
+    await asyncio.sleep(MOMENT_S)
+    assert (len(system.cache), server.entries) == (0, {})

@@ -93,7 +93,7 @@ class FakeSharedCache:
         self._prefix = prefix
         self._budget_s = budget_s
         self._writes_max = writes_max
-        self._writes: list[asyncio.TimerHandle] = []
+        self._writes: dict[asyncio.TimerHandle, CacheScope] = {}
         self._look_ups: dict[asyncio.TimerHandle, Callable[[SharedAnswer | None], None]] = {}
         self._closed = False
 
@@ -135,11 +135,18 @@ class FakeSharedCache:
         expires_at = the_clock().monotonic() + ttl_s
 
         def write() -> None:
-            self._writes.remove(timer)
+            del self._writes[timer]
             self._write(key, scope, answer, expires_at, replace, winner)
 
         timer = asyncio.get_running_loop().call_later(self.server.latency_s, write)
-        self._writes.append(timer)
+        self._writes[timer] = scope
+
+    def forget(self, wanted: Callable[[CacheScope], bool]) -> None:
+        """See `pipeline.ports.SharedCache.forget`."""
+        for timer, scope in list(self._writes.items()):
+            if wanted(scope):
+                timer.cancel()
+                del self._writes[timer]
 
     async def clear(
         self, *, tenant: str | None = None, model_name: str | None = None, model_version: str | None = None

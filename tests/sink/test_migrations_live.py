@@ -134,3 +134,40 @@ async def test_view_equals_recomputation(database: Database) -> None:
     assert (await store.query("SELECT * FROM requests_per_minute ORDER BY ALL")).rows == expected
     await store.command("OPTIMIZE TABLE requests_per_minute_states FINAL")
     assert (await store.query("SELECT * FROM requests_per_minute ORDER BY ALL")).rows == expected
+
+
+async def test_hit_rates_are_those_of_the_requests(database: Database) -> None:
+    """`cache_per_minute` counts each way of meeting the cache; its rate is of those that asked it, NULL where none."""
+    _, store = database
+    began = datetime(2026, 11, 22, 22, tzinfo=UTC)
+    met = {
+        ("digits", 0): {"hit": 6, "miss": 2, "coalesced": 1, "refresh": 1, "bypass": 7, "": 2},
+        ("digits", 1): {"hit": 3},
+        ("echo", 0): {"bypass": 4},
+        ("echo", 1): {"": 1},
+    }
+    values = [
+        record(
+            end(
+                f"{model}-{minute}-{status}-{number}",
+                model_name=model,
+                cache_status=status,
+                # Failures among the hits and misses have rows of their own in the view beneath.
+                status="failed" if number == 0 else "succeeded",
+                completed_at=(began + timedelta(minutes=minute, seconds=number)).isoformat(),
+            )
+        )
+        for (model, minute), counts in met.items()
+        for status, count in counts.items()
+        for number in range(count)
+    ]
+    await insert(store, batch_of(*values))
+    columns = "model_name, minute, requests, hits, coalesced, misses, refreshes, bypassed, hit_rate"
+    found = (await store.query(f"SELECT {columns} FROM cache_per_minute ORDER BY model_name, minute")).rows
+    later = began + timedelta(minutes=1)
+    assert [(row[0], row[1].replace(tzinfo=UTC), *row[2:]) for row in found] == [
+        ("digits", began, 19, 6, 1, 2, 1, 7, 0.6),
+        ("digits", later, 3, 3, 0, 0, 0, 0, 1.0),
+        ("echo", began, 4, 0, 0, 0, 0, 4, None),
+        ("echo", later, 1, 0, 0, 0, 0, 0, None),
+    ]
