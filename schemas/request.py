@@ -257,11 +257,11 @@ def _validated(body: bytes) -> InferenceRequest:
     try:
         request: InferenceRequest = _VALIDATOR.validate_json(body)
     except ValidationError as error:
-        _raise_wire_error(error)
+        _raise_wire_error(error, body)
     return request
 
 
-def _raise_wire_error(error: ValidationError) -> NoReturn:
+def _raise_wire_error(error: ValidationError, body: bytes) -> NoReturn:
     # A report of a million errors takes seconds, and no one reads it.
     if error.error_count() > _ERRORS_NAMED_MAX:
         raise WireError(
@@ -269,10 +269,14 @@ def _raise_wire_error(error: ValidationError) -> NoReturn:
         ) from None
     first = error.errors(include_url=False, include_context=False)[0]
     if first["type"] == "json_invalid":
+        if "recursion limit" in first["msg"] and _is_object(body):
+            raise WireError(ErrorCode.INVALID_REQUEST, "the record is nested over 200 levels deep") from None
         raise UndecodableRecordError("NOT_JSON", f"the record is not JSON: {first['msg']}") from None
     if not first["loc"]:
         raise UndecodableRecordError("NOT_JSON", "the record is JSON but not an object") from None
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
+    # Names are the sender's: escaped, and cut.
+    named = (f"[{part}]" if isinstance(part, int) else f".{repr(part[:80])[1:-1]}" for part in first["loc"])
+    field = "".join(named).lstrip(".")
     if first["type"] == "value_error":  # our own sentences, the value in them
         message = first["msg"].removeprefix("Value error, ")
     elif first["type"] == "missing":
@@ -280,6 +284,14 @@ def _raise_wire_error(error: ValidationError) -> NoReturn:
     else:
         message = f"{first['msg']}, got {first['input']!r:.80}"
     raise WireError(ErrorCode.INVALID_REQUEST, f"{field}: {message}") from None
+
+
+def _is_object(body: bytes) -> bool:
+    """Whether a record is a JSON object, by the parser that reads 1,000 levels."""
+    try:
+        return isinstance(msgspec.json.decode(body), dict)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
 
 
 def _refuse_constants(body: bytes) -> None:

@@ -58,5 +58,7 @@ def parse_cache_control(text: str | None) -> CachePolicy:
                 raise WireError(
                     ErrorCode.INVALID_REQUEST, f"cache_control: max-age needs whole seconds, got {argument!r:.40}"
                 )
-            policy = policy._replace(max_age_s=float(seconds))
+            # Of several the strictest counts (RFC 9111 section 4.2.1 lets a cache choose so).
+            limit = float(seconds) if policy.max_age_s is None else min(float(seconds), policy.max_age_s)
+            policy = policy._replace(max_age_s=limit)
     return policy

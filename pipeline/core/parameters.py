@@ -41,7 +41,7 @@ def sort_parameters(parameters: Parameters) -> SortedParameters:
     for name, value in parameters.items():
         if name.startswith(("shared_memory_", "triton_")) or name == "headers":
             raise WireError(
-                ErrorCode.INVALID_REQUEST, f"parameters.{name}: not allowed from a client, got {value!r:.80}"
+                ErrorCode.INVALID_REQUEST, f"parameters.{name:.80}: not allowed from a client, got {value!r:.80}"
             )
         if name.startswith("binary_"):
             continue
