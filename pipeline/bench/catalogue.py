@@ -10,8 +10,8 @@ from pipeline.bench.figure import Figure
 from pipeline.bench.rig import Rig
 from pipeline.config import Settings
 
-# They take minutes and gigabytes of disk: only when they are named.
-_ONLY_NAMED = {"memory"}
+# They take minutes, the first gigabytes of disk besides: only when they are named.
+_ONLY_NAMED = {"memory", "warm"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,7 @@ def _benchmarks() -> tuple[Benchmark, ...]:
         shared_cache,
         sink_memory,
         sink_rows,
+        warm_start,
         worker_memory,
     )
 
@@ -67,6 +68,7 @@ def _benchmarks() -> tuple[Benchmark, ...]:
         ],
         OnServers("memory", ("worker.memory_flat",), memory_flat.measure, models=digits),
         OnServers("memory", ("sink.backlog_memory",), sink_memory.measure, clickhouse=True),
+        OnServers("warm", ("cache.warm_start",), warm_start.measure, models=digits),
     )
 
 

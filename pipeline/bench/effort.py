@@ -28,6 +28,10 @@ class Effort:
         backlog_bytes: of each one's tensor.
         flat_seconds: how long a worker is kept busy, to see whether its memory grows.
         flat_warm_requests: requests before the first reading: what has a bound has reached it.
+        warm_distinct: tensors that a worker which is restarted is asked for.
+        warm_requests: requests before it is.
+        warm_rate: requests per second afterwards.
+        warm_seconds: how long, from its first answer.
     """
 
     # 25 rounds of 2,000 calls of 10 us are half a second: some round meets a quiet moment.
@@ -56,3 +60,8 @@ class Effort:
     flat_seconds: float = 60.0
     # The ids of 100,000 requests are remembered for each of 4 partitions; the cache of 4 MiB is full after 5,000.
     flat_warm_requests: int = 440_000
+    # A minute asks for some 5,000 of 10,000 tensors: a worker without a memory has a quarter of misses.
+    warm_distinct: int = 10_000
+    warm_requests: int = 20_000
+    warm_rate: int = 300
+    warm_seconds: float = 60.0

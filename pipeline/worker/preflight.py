@@ -6,6 +6,7 @@ import logging
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
+from pipeline.adapters.broker_limits import refused_by_brokers
 from pipeline.adapters.kafka import client_options
 from pipeline.adapters.topics import TopicConfigsForbidden, check_worker_topics, partition_counts
 from pipeline.config import Settings
@@ -37,6 +38,8 @@ async def wait_for_topics(settings: Settings) -> dict[str, int]:
             partitions = await partition_counts(admin)
             missing = [settings.topic(name) for name in _NEEDED if settings.topic(name) not in partitions]
             if not missing:
+                for refused in await refused_by_brokers(admin, settings):
+                    logger.warning("%s", refused)
                 await check_worker_topics(admin, settings, partitions)
                 return partitions
             problem = f"topics are missing: {', '.join(missing)}; `pipeline topics create` makes them"

@@ -9,6 +9,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
+from pipeline.adapters.broker_limits import refused_by_brokers
 from pipeline.adapters.topics import create_topics
 from pipeline.client import Client, KafkaUnavailable, ResultNotReceived
 from pipeline.client.client import fresh_id
@@ -167,3 +168,19 @@ async def test_large_records_pass_and_larger_are_refused(own_settings: Settings)
         with pytest.raises(InferenceFailed) as raised:
             await client.infer("digits", {"x": np.zeros(limit, np.uint8)})
     assert raised.value.code is ErrorCode.PAYLOAD_TOO_LARGE
+
+
+@pytest.mark.parametrize(("record_bytes", "refused"), [(8 << 20, False), (256 << 20, True)])
+async def test_brokers_that_refuse_large_records_are_named(
+    bootstrap_servers: str, record_bytes: int, refused: bool
+) -> None:
+    """A broker whose requests are smaller than the largest event record is told of, with its setting and the need."""
+    settings = settings_for(bootstrap_servers, limits={"record_bytes": record_bytes})
+    admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap_servers)
+    await admin.start()
+    try:
+        found = await refused_by_brokers(admin, settings)
+    finally:
+        await admin.close()
+    assert bool(found) is refused
+    assert all("socket.request.max.bytes is" in line and "need 807403520" in line for line in found)
