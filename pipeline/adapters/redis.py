@@ -11,6 +11,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -101,6 +102,15 @@ class RedisSharedCache:
         self._tasks: list[asyncio.Task[None]] = []
         self._late_counts_at = 0.0
         self._closed = False
+
+    async def connect(self) -> None:
+        """Opens a connection, so that the first look-up's budget need not pay for it.
+
+        What fails here fails the first look-up too, which tells of it.
+        """
+        with suppress(RedisError, OSError):
+            async with asyncio.timeout(_REPLY_S_MAX):
+                await self._client.ping()
 
     def look_up(self, key: bytes, scope: CacheScope, found: Callable[[SharedAnswer | None], None]) -> bool:
         """See `pipeline.ports.SharedCache.look_up`."""

@@ -137,6 +137,7 @@ class _Worker:
         shared = shared_cache_of(settings, self._registry)
         if shared is not None:
             resources.push_async_callback(shared.close)
+            await shared.connect()
         metrics = EngineMetrics(self._registry)
         engine, cache = engine_of(settings, self._catalog, servers, metrics, shared)
         resources.push_async_callback(engine.stop)

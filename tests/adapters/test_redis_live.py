@@ -151,6 +151,22 @@ async def test_down_at_the_start(valkey: ValkeyProcess, caplog: pytest.LogCaptur
     assert "over after" in over
 
 
+async def test_connecting_first_spares_the_first_look_up(valkey: ValkeyProcess) -> None:
+    """Once connected a look-up opens no connection; where nobody answers, connecting ends all the same."""
+    valkey.reset()
+    valkey.kill()
+    asking = Asking(valkey.settings)
+    await asking.cache.connect()
+    valkey.start()
+    await asking.cache.connect()
+    with valkey.admin as admin:
+        before = admin.info("stats")["total_connections_received"]
+        assert await asking.find(1) is None
+        assert admin.info("stats")["total_connections_received"] == before
+    await asking.close()
+    assert asking.metrics.look_ups["miss",] == 1
+
+
 def asking_address(valkey: ValkeyProcess) -> str:
     return valkey.url.removeprefix("redis://").partition("/")[0]
 
