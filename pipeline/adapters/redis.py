@@ -287,7 +287,9 @@ class RedisSharedCache:
         _tell(found, shared)
 
     def _may_write(self, now: float) -> bool:
-        return self._server.breaker.allows(now) and self._writing.breaker.allows(now)
+        # In a burst it is this process that is late; nobody waits for a write, and the next worker has use for it.
+        server = self._server.breaker
+        return (server.is_merely_late or server.allows(now)) and self._writing.breaker.allows(now)
 
     def _enqueue(self, write: Write[SharedAnswer]) -> None:
         if not self._queue.offer(write):

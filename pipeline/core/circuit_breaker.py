@@ -68,6 +68,10 @@ class CircuitBreaker:
         policy: when it opens.
         jitter: a number from 0 to 1 for each pause, which it shortens by up to a half: those who failed together do
             not come back together.
+
+    Attributes:
+        is_merely_late: it is open because answers were late, and nothing failed since: whatever needs no answer in
+            time may go on.
     """
 
     def __init__(self, policy: BreakerPolicy, jitter: Callable[[], float]) -> None:
@@ -80,6 +84,7 @@ class CircuitBreaker:
         self._openings = 0
         self._held = 0
         self._closed_until = 0.0
+        self.is_merely_late = False
 
     def allows(self, now: float) -> bool:
         """Whether one more may ask now."""
@@ -104,15 +109,18 @@ class CircuitBreaker:
         """Not answered within the budget."""
         if self.state is Circuit.HALF_OPEN:
             self._open(Signal.FAILED, now)
+            self.is_merely_late = True
             return
         self._count(late=True)
         enough = len(self._were_late) * 2 >= self._policy.window
         if enough and self._late > len(self._were_late) * self._policy.late_share_max:
             self._open(Signal.TRIPPED, now)
+            self.is_merely_late = True
 
     def failed(self, now: float) -> None:
         """Not answered at all."""
         self._failures += 1
+        self.is_merely_late = False
         if self.state is Circuit.HALF_OPEN:
             self._open(Signal.FAILED, now)
         elif self.state is Circuit.CLOSED and self._failures >= self._policy.failures_max:
@@ -137,5 +145,6 @@ class CircuitBreaker:
 
     def _change(self, signal: Signal) -> None:
         self.state = CIRCUIT_TRANSITIONS[self.state, signal]
+        self.is_merely_late = False
         self._failures = self._late = self._held = 0
         self._were_late.clear()

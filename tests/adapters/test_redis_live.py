@@ -255,6 +255,18 @@ async def test_one_slow_moment_opens_nothing(asking: Asking, valkey: ValkeyProce
     await asking.until(is_found)
 
 
+async def test_late_look_ups_leave_writes_alone(valkey: ValkeyProcess) -> None:
+    """While look-ups are given up because their replies come late, answers are written all the same."""
+    valkey.reset()
+    asking = Asking(valkey.settings, shared_budget_ms=0.001)
+    await asking.until_not_asked()
+    assert not asking.metrics.errors
+    asking.store(1)
+    await asking.until(lambda: asking.metrics.writes["stored",] == 1)
+    await asking.close()
+    assert asking.metrics.writes["dropped",] == 0
+
+
 async def test_late_replies_reach_nobody(asking: Asking, valkey: ValkeyProcess) -> None:
     """What comes after the budget is told to nobody, and the next look-up on that connection gets its own answer."""
     for number in (1, 2):

@@ -180,6 +180,25 @@ def test_jitter_shortens_the_pause(jitter: float, pause_s: float) -> None:
     assert found.allows(pause_s)
 
 
+def test_lateness_alone_is_told_from_failures() -> None:
+    """Opened by late answers it says so, until something fails or it closes; opened by failures it never does."""
+    by_failures = CircuitBreaker(POLICY, lambda: 0.0)
+    for _ in range(POLICY.failures_max):
+        by_failures.failed(0.0)
+    assert (state_of(by_failures), by_failures.is_merely_late) == (Circuit.OPEN, False)
+    for end in ("failed", "answered"):
+        found = CircuitBreaker(POLICY, lambda: 0.0)
+        for _ in range(POLICY.window):
+            found.late(0.0)
+        assert (state_of(found), found.is_merely_late) == (Circuit.OPEN, True)
+        found.asking(100.0)
+        found.late(100.0)
+        assert (state_of(found), found.is_merely_late) == (Circuit.OPEN, True)
+        found.asking(200.0)
+        found.failed(200.0) if end == "failed" else found.answered()
+        assert not found.is_merely_late
+
+
 def test_outcomes_from_before_change_nothing_while_open() -> None:
     """Replies and failures of what was asked earlier neither close it nor lengthen the pause."""
     found = opened()
