@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CHECKED := pipeline schemas tests model_repository infra
 
-.PHONY: help install demo up test check format bench faults docs lock clean
+.PHONY: help install demo up test check format bench faults fuzz docs lock clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -46,6 +46,9 @@ bench: install ## figures beside their yardsticks
 
 faults: install ## kills and pauses everything for 40 minutes, judged by an oracle; FAULTS="--faults 12 --requests 20000"
 	@$(BIN)/python -m tests.faults --report docs/faults.md $(FAULTS)
+
+fuzz: install ## ten million pairs of requests against the cache key, half an hour
+	@$(BIN)/python -m tests.fuzz.keys --pairs 10000000 --seed 1 --processes 2 --report docs/cache-key-fuzz.md
 
 docs: install ## the generated documents in docs/
 	@$(BIN)/python -m schemas.documents docs
