@@ -12,7 +12,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
@@ -59,6 +59,7 @@ class Outgoing:
         result: None where there is nothing to answer, or the answer is in the log already.
         redelivered: whether somebody may have published these events before.
         confirmed: is called once, when everything is in Kafka.
+        size_bytes: bytes that wait in memory.
     """
 
     lane: Lane
@@ -69,12 +70,11 @@ class Outgoing:
     others: tuple[PlainRecord, ...]
     redelivered: bool
     confirmed: Callable[[], None]
+    size_bytes: int = field(init=False)
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes that wait in memory."""
+    def __post_init__(self) -> None:
         others = sum([len(record.value or b"") for record in self.others]) if self.others else 0
-        return len(self.events) + (len(self.result.value) if self.result else 0) + others
+        self.size_bytes = len(self.events) + (len(self.result.value) if self.result is not None else 0) + others
 
 
 class _Writing(NamedTuple):
@@ -216,19 +216,23 @@ class Publisher:
             self._wake_events.clear()
             self._wake_copies.clear()
             round_, self._answered = self._answered, []
-            lines: defaultdict[_Writing, list[bytes]] = defaultdict(list)
-            confirmations: list[asyncio.Future[object]] = []
+            lines: defaultdict[tuple[Lane, bool], list[bytes]] = defaultdict(list)
+            others: list[tuple[Lane, PlainRecord]] = []
             for outgoing in round_:
-                lane = outgoing.lane
-                if not await self._is_ours(lane):
-                    continue
                 if outgoing.events:
-                    partition = lane.partition % self._topics.event_partitions
-                    writing = _Writing(partition, lane.generation, lane.incarnation, outgoing.redelivered)
-                    lines[writing].append(outgoing.events)
+                    lines[outgoing.lane, outgoing.redelivered].append(outgoing.events)
                 for record in outgoing.others:
-                    confirmations.append(await self._send_record(record))  # noqa: PERF401
-            for writing, some in lines.items():
+                    others.append((outgoing.lane, record))  # noqa: PERF401
+            confirmations: list[asyncio.Future[object]] = []
+            for lane, record in others:
+                if await self._is_ours(lane):
+                    confirmations.append(await self._send_record(record))
+            by_record: defaultdict[_Writing, list[bytes]] = defaultdict(list)
+            for (lane, redelivered), some in lines.items():
+                if await self._is_ours(lane):
+                    partition = lane.partition % self._topics.event_partitions
+                    by_record[_Writing(partition, lane.generation, lane.incarnation, redelivered)] += some
+            for writing, some in by_record.items():
                 confirmations += await self._send_events(writing, some)
             for confirmation in confirmations:
                 await confirmation
