@@ -4,7 +4,7 @@ The models stay the one source. A struct is derived from its model; whatever msg
 addresses, values with a function of their own) is taken as it stands in the text and given to pydantic, member by
 member. A struct never says why it refuses something: whoever decodes asks the model again, and tells its reasons.
 
-800 bytes of JSON with 64 numbers: 5.0 us by pydantic, 2.8 us by msgspec.
+800 bytes of JSON with 64 numbers: 5.0 us by pydantic, 2.8 us by msgspec, 1.8 us where the numbers are kept as text.
 """
 
 import re

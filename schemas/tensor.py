@@ -71,13 +71,11 @@ _NUMBERS: dict[str, tuple[str, Any, bool]] = {
     for name, layout in _LAYOUTS.items()
     if name not in _BINARY_ONLY
 }
-
-
 _decode_any: Callable[[bytes], Any] = msgspec.json.Decoder().decode
 # Typed: what is no number is refused while it is parsed, and 1e999 as out of range.
 _DECODERS: dict[str, Callable[[bytes], Any]] = {
-    name: msgspec.json.Decoder(kind).decode
-    for name, kind in {**{name: kind for name, (_, kind, _) in _NUMBERS.items()}, "BYTES": list[str]}.items()
+    "BYTES": msgspec.json.Decoder(list[str]).decode,
+    **{name: msgspec.json.Decoder(kind).decode for name, (_, kind, _) in _NUMBERS.items()},
 }
 
 
@@ -132,10 +130,7 @@ def raw_from_json(name: str, datatype: str, shape: Sequence[int], data: Any) -> 
     Raises:
         WireError: INVALID_INPUT when the data does not fit the datatype or the shape.
     """
-    if type(data) is list and (not data or type(data[0]) is not list) and len(data) == math.prod(shape):
-        flat = data
-    else:
-        flat = _flattened(name, shape, data)
+    flat = _flat(name, shape, data)
     numbers = _NUMBERS.get(datatype)
     if numbers is None:
         if datatype == "BYTES":
@@ -179,7 +174,7 @@ def _fitting_data(datatype: str, shape: tuple[int, ...], text: bytes) -> JsonDat
         return None
     try:
         flat = decode(text)
-        if len(flat) != math.prod(shape):
+        if len(flat) != element_count(shape):
             return None
         raw = _pack_strings("", flat) if datatype == "BYTES" else _packer(_NUMBERS[datatype][0], len(flat)).pack(*flat)
     except (msgspec.MsgspecError, ValueError, RecursionError, struct.error, OverflowError):
@@ -190,11 +185,14 @@ def _fitting_data(datatype: str, shape: tuple[int, ...], text: bytes) -> JsonDat
 _remembered_data = lru_cache(maxsize=_TEXTS_REMEMBERED)(_fitting_data)
 
 
-def _flattened(name: str, shape: Sequence[int], data: Any) -> list[Any]:
+def _flat(name: str, shape: Sequence[int], data: Any) -> list[Any]:
     if type(data) is not list:
         raise _invalid(name, f"data must be a list, not {_json_kind(data)}")
+    count = element_count(shape)
     if not data or type(data[0]) is not list:
-        raise _invalid(name, f"data has {len(data)} elements, shape {list(shape)} needs {element_count(shape)}")
+        if len(data) != count:
+            raise _invalid(name, f"data has {len(data)} elements, shape {list(shape)} needs {count}")
+        return data
     level = [data]
     for axis, size in enumerate(shape):
         for part in level:

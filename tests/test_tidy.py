@@ -42,7 +42,7 @@ ONLY_IN = {
     "tritonclient": ("pipeline/adapters/triton.py", "pipeline/watcher/", "pipeline/core/", "pipeline/bench/"),
     "clickhouse_connect": ("pipeline/adapters/clickhouse.py",),
     # `pipeline status` asks for a PONG.
-    "redis": ("pipeline/adapters/redis", "pipeline/cli/probes.py", "pipeline/bench/"),
+    "redis": ("pipeline/adapters/redis", "pipeline/bench/"),
 }
 
 

@@ -15,9 +15,10 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
-from aiokafka.errors import KafkaConnectionError, KafkaError, for_code
+from aiokafka.errors import KafkaError, for_code
 from pydantic import ValidationError
 
+from pipeline.adapters.kafka import answered_in_time
 from pipeline.errors import TopicError
 from schemas.control import COMMANDS, IN_REPLY_TO, REPLIES, ControlCommand, ControlReply
 
@@ -179,21 +180,12 @@ async def ask_workers(
         TopicError: there is no such topic, Kafka does not answer or refuses, or the group cannot be looked up.
     """
     async with AsyncExitStack() as clients:
-        try:
-            async with asyncio.timeout(timeout_s):
-                consumer = await _started(clients, AIOKafkaConsumer(**_consumer_options(kafka_options)))
-                producer = await _started(clients, AIOKafkaProducer(**_producer_options(kafka_options)))
-                partition = await _at_end(consumer, topic)
-                members = await _members(kafka_options, group)
-                await _send(producer, topic, command)
-        except KafkaConnectionError as error:
-            raise TopicError(f"Kafka at {kafka_options['bootstrap_servers']} does not answer") from error
-        except TimeoutError:
-            raise TopicError(
-                f"Kafka at {kafka_options['bootstrap_servers']} gave no answer within {timeout_s:g} s"
-            ) from None
-        except (KafkaError, OSError) as error:
-            raise TopicError(f"Kafka at {kafka_options['bootstrap_servers']}: {error}") from error
+        async with answered_in_time(kafka_options["bootstrap_servers"], timeout_s):
+            consumer = await _started(clients, AIOKafkaConsumer(**_consumer_options(kafka_options)))
+            producer = await _started(clients, AIOKafkaProducer(**_producer_options(kafka_options)))
+            partition = await _at_end(consumer, topic)
+            members = await _members(kafka_options, group)
+            await _send(producer, topic, command)
         return await _gather(consumer, partition, command, members, timeout_s)
 
 

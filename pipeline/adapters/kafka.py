@@ -1,11 +1,16 @@
-"""How this package's Kafka clients are made: connection, TLS and SASL from the settings, in one place."""
+"""How this package's Kafka clients are made, and what is said of a Kafka that does not answer, in one place."""
 
+import asyncio
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from aiokafka.errors import KafkaConnectionError, KafkaError
+
 from pipeline.config import KafkaSettings, TlsSettings
-from pipeline.errors import SettingsError
+from pipeline.errors import SettingsError, TopicError
 
 
 def tls_context(tls: TlsSettings, name: str) -> ssl.SSLContext:
@@ -50,3 +55,21 @@ def client_options(kafka: KafkaSettings) -> dict[str, Any]:
         options["sasl_plain_username"] = kafka.sasl_username
         options["sasl_plain_password"] = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
     return options
+
+
+@asynccontextmanager
+async def answered_in_time(bootstrap_servers: str | None, timeout_s: float) -> AsyncIterator[None]:
+    """Limits a block's time together, and tells what Kafka does to it in one line.
+
+    Raises:
+        TopicError: Kafka does not answer, not in time, or refuses.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise TopicError(f"Kafka at {bootstrap_servers} gave no answer within {timeout_s:g} s") from None
+    except KafkaConnectionError as error:
+        raise TopicError(f"Kafka at {bootstrap_servers} does not answer") from error
+    except (KafkaError, OSError) as error:
+        raise TopicError(f"Kafka at {bootstrap_servers}: {error}") from error

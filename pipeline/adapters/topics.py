@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import CommitFailedError, KafkaConnectionError, KafkaError, for_code
+from aiokafka.errors import CommitFailedError, KafkaError, for_code
 
-from pipeline.adapters.kafka import client_options
+from pipeline.adapters.kafka import answered_in_time, client_options
 from pipeline.config import MIB, Settings
 from pipeline.errors import TopicError
 
@@ -162,15 +162,9 @@ async def create_topics(settings: Settings, *, alter: bool = False, timeout_s: f
     """
     admin = AIOKafkaAdminClient(**client_options(settings.kafka), request_timeout_ms=int(timeout_s * 1000))
     try:
-        async with asyncio.timeout(timeout_s):
+        async with answered_in_time(settings.kafka.bootstrap_servers, timeout_s):
             await admin.start()
             return await _create(admin, settings, alter)
-    except TimeoutError:
-        raise TopicError(f"Kafka at {settings.kafka.bootstrap_servers} gave no answer within {timeout_s:g} s") from None
-    except KafkaConnectionError as error:
-        raise TopicError(f"Kafka at {settings.kafka.bootstrap_servers} does not answer") from error
-    except (KafkaError, OSError) as error:
-        raise TopicError(f"Kafka at {settings.kafka.bootstrap_servers}: {error}") from error
     finally:
         await admin.close()
 

@@ -96,13 +96,12 @@ def _clickhouse(settings: Settings) -> Awaitable[Probed]:
 
 
 def _redis(settings: Settings) -> Awaitable[Probed]:
-    from redis.asyncio import Redis
+    from pipeline.adapters.redis_connection import client_of
 
-    password = settings.redis.password
     url = settings.redis.url or ""
 
     async def ask() -> None:
-        client = Redis.from_url(url, password=password.get_secret_value() if password else None)
+        client = client_of(settings.redis)
         try:
             await client.ping()
         finally:
