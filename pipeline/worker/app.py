@@ -1,6 +1,5 @@
 """The Faust app: group membership, assignment, flow control and commits around our own transport."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -55,18 +54,9 @@ class WorkerApp(faust.App):
     async def _watch_coordinator(self) -> None:
         while not self.should_stop:
             await self.sleep(_WATCH_S)
-            thread = getattr(self._consumer, "_thread", None)
-            consumer = getattr(thread, "_consumer", None)
-            if thread is None or consumer is None:
-                continue
-
-            async def probe(coordinator: Any = consumer._coordinator) -> None:
-                coordinator.check_errors()
-
             try:
-                await thread.call_thread(probe)
-            except asyncio.CancelledError:
-                raise
+                if self._consumer is not None:
+                    cast("ChunkConsumer", self._consumer).group.check()
             except Exception as error:  # noqa: BLE001 - whatever it is, this process cannot go on
                 self.on_failure(error)
                 return
@@ -130,8 +120,10 @@ def create_app(
     topic = app.topic(settings.topic("requests"), schema=ChunkSchema(**raw))
 
     async def answer(stream: Any) -> None:
+        consumer = cast("ChunkConsumer", app.consumer)
+        consumer.buffer = stream.channel.queue
         async for event in stream.noack().events():
-            await on_chunk(cast("ChunkConsumer", app.consumer), event)
+            await on_chunk(consumer, event)
 
     app.agent(topic, name="answer")(answer)
     return app

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -48,8 +47,6 @@ logger = logging.getLogger(__name__)
 # The objects of the start live for ever; what a request makes dies young. A collection every 50,000 allocations
 # instead of 700 costs nothing visible.
 _GC_THRESHOLD = 50_000
-# Faust fetches in a thread of its own; with Python's 5 ms it holds the interpreter that long while an answer waits.
-_SWITCH_INTERVAL_S = 0.0005
 # A worker whose view of the models topic is older than this waits before it resolves a default version.
 _MODELS_LAG_MAX_S = 1.0
 _MODELS_LOOK_S = 0.05
@@ -69,7 +66,6 @@ def run_worker(settings: Settings) -> int:
         raise SettingsError(
             "setting PIPELINE_TRITON__URLS is not set and no local stack runs: start one with `pipeline up`"
         )
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_Worker(settings).run())
 

@@ -44,7 +44,7 @@ class Membership:
         self._send = send
 
     def note(self, generation: int, began_at: float) -> None:
-        """A heartbeat of this generation was answered; it began then. May be called from any thread."""
+        """A heartbeat of this generation was answered; it began then."""
         self._beat = (generation, began_at)
 
     def is_fresh(self, lane: Lane) -> bool:
