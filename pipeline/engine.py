@@ -178,9 +178,12 @@ class InferenceEngine:
         if parameters.sequenced or not version.is_plain:
             raise _unserved(version)
         tensors = check_inputs(version, request)
+        prepared.content = content = content_digest(tensors, parameters.keyed)
+        if (trial := version.trial) is not None and request.model_version is None and trial.takes(content, resolve_at):
+            version = trial.version
+            tensors = check_inputs(version, request)
         outputs = requested_outputs(version, request)
         encoded = version.all_outputs_encoded if outputs is version.all_outputs else encode_outputs(outputs)
-        prepared.content = content = content_digest(tensors, parameters.keyed)
         prepared.input_bytes = sum([len(tensor.raw) for tensor in tensors])
         key: bytes | None = None
         scope: CacheScope | None = None

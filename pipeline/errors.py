@@ -6,6 +6,7 @@
      ├─ ReplacedError            another process works under this worker's name
      ├─ TopicError               topics that are missing or do not fit each other
      ├─ ModelRepositoryError     a model folder that no server should see
+     ├─ PromotionError           a version that cannot become the default
      ├─ InferenceServerError     what a Triton answered, or did not
      │   ├─ ServerUnavailable    no answer: another instance may have one
      │   ├─ ModelNotReady        the server does not serve that model or version (any more)
@@ -52,6 +53,10 @@ class ModelRepositoryError(PipelineError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+class PromotionError(PipelineError):
+    """A version that cannot become the default, or be tried; the message says why, and what is served."""
 
 
 class InferenceServerError(PipelineError):

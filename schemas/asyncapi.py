@@ -21,6 +21,8 @@ from schemas.examples import (
     event_example,
     failed_result_example,
     model_example,
+    model_promote_command_example,
+    model_promote_reply_example,
     request_end_example,
     request_example,
     request_headers_example,
@@ -34,8 +36,10 @@ from schemas.request import ID_PATTERN
 _BINDING = "0.5.0"
 _CONTROL_RECORD_BYTES = 1 << 20
 _CONTROL_RETENTION_MS = 3_600_000
-_COMMANDS = ("CacheStatsCommand", "CacheClearCommand")
-_REPLIES = ("CacheStatsReply", "CacheClearReply")
+_COMMANDS = ("CacheStatsCommand", "CacheClearCommand", "ModelPromoteCommand")
+_REPLIES = ("CacheStatsReply", "CacheClearReply", "ModelPromoteReply")
+# Workers obey the former, the watcher the latter.
+_CACHE, _MODELS = slice(0, 2), slice(2, 3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,20 +207,29 @@ def _operations(layout: TopicLayout) -> dict[str, Any]:
             "bindings": group,
             "reply": reply,
         },
-        "steerCache": {
-            "action": "receive",
-            "channel": {"$ref": "#/channels/control"},
-            "summary": "Tells what a worker's cache holds, or drops some of it; every worker does, and replies.",
-            "messages": [{"$ref": f"#/channels/control/messages/{name}"} for name in _COMMANDS],
-            "reply": {
-                "channel": {"$ref": "#/channels/control"},
-                "messages": [{"$ref": f"#/channels/control/messages/{name}"} for name in _REPLIES],
-            },
-        },
+        "steerCache": _steering(
+            "Tells what a worker's cache holds, or drops some of it; every worker does, and replies.", _CACHE
+        ),
+        "steerModels": _steering("Makes a version the default, or tries it; the watcher does, and replies.", _MODELS),
         **{
             name: {"action": "send", "channel": {"$ref": f"#/channels/{channel}"}, "summary": summary}
             for name, (channel, summary) in sends.items()
         },
+    }
+
+
+def _steering(summary: str, messages: slice) -> dict[str, Any]:
+    channel = {"$ref": "#/channels/control"}
+
+    def references(names: tuple[str, ...]) -> list[dict[str, str]]:
+        return [{"$ref": f"#/channels/control/messages/{name}"} for name in names[messages]]
+
+    return {
+        "action": "receive",
+        "channel": channel,
+        "summary": summary,
+        "messages": references(_COMMANDS),
+        "reply": {"channel": channel, "messages": references(_REPLIES)},
     }
 
 
@@ -272,8 +285,8 @@ def _messages() -> dict[str, Any]:
 def _control_messages() -> dict[str, Any]:
     key = {"type": "string", "pattern": ID_PATTERN, "description": "The command's id."}
     headers = control_reply_headers_example()
-    commands = (cache_stats_command_example(), cache_clear_command_example())
-    replies = (cache_stats_reply_example(), cache_clear_reply_example())
+    commands = (cache_stats_command_example(), cache_clear_command_example(), model_promote_command_example())
+    replies = (cache_stats_reply_example(), cache_clear_reply_example(), model_promote_reply_example())
     return {
         name: _message(name, of, key) | {"examples": [_example(name, example, shown)]}
         for names, of, examples, shown in (

@@ -1,6 +1,6 @@
-"""The control topic: what an operator asks of all workers, and what each of them answers.
+"""The control topic: what an operator asks of all workers or of the watcher, and what they answer.
 
-A record is a command, or a worker's reply with the command's id; replies have the header `in-reply-to`. A command with
+A record is a command, or a reply with the command's id; replies have the header `in-reply-to`. A command with
 a member that a worker does not know is refused by it: what it means might be to clear less.
 """
 
@@ -35,6 +35,22 @@ class CacheClearCommand(_Wire):
     tenant: str | None = Field(default=None, description="Only of this tenant; empty for requests without one.")
     model_name: str | None = Field(default=None, description="Only of this model.")
     model_version: str | None = Field(default=None, description="Only of versions with this number.")
+
+
+class ModelPromoteCommand(_Wire):
+    """Asks the watcher to make a version the default, or to try it with a share of the requests that name none.
+
+    Done again, it changes nothing: a command that two watchers read is obeyed once.
+    """
+
+    command: Literal["model.promote"] = "model.promote"
+    id: CommandId
+    model_name: str
+    version: str
+    share: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        default=None, description="Of a trial; 0 ends it. Absent: the version becomes the default."
+    )
+    expected_default: str | None = Field(default=None, description="Refused where another version is the default.")
 
 
 class CacheUsage(_Wire):
@@ -104,7 +120,22 @@ class CacheClearReply(_Reply):
     bytes: NonNegativeInt
 
 
-ControlCommand = CacheStatsCommand | CacheClearCommand
-ControlReply = CacheStatsReply | CacheClearReply
+class ModelPromoteReply(_Wire):
+    """What the watcher did: the model's record now, or why nothing was changed."""
+
+    command: Literal["model.promote"] = "model.promote"
+    id: CommandId
+    watcher: str
+    error: str | None = None
+    changed: bool = False
+    default_version: str | None = None
+    previous_version: str | None = None
+    effective_at: str | None = Field(default=None, description="When it counts; RFC 3339, UTC.")
+
+
+CacheCommand = CacheStatsCommand | CacheClearCommand
+CacheReply = CacheStatsReply | CacheClearReply
+ControlCommand = CacheCommand | ModelPromoteCommand
+ControlReply = CacheReply | ModelPromoteReply
 COMMANDS: TypeAdapter[ControlCommand] = TypeAdapter(Annotated[ControlCommand, Field(discriminator="command")])
 REPLIES: TypeAdapter[ControlReply] = TypeAdapter(Annotated[ControlReply, Field(discriminator="command")])

@@ -173,12 +173,25 @@ def model_example() -> dict[str, Any]:
     return {
         "model_name": "digits",
         "versions": {
-            "1": {"fingerprint": _FINGERPRINT[::-1], "state": "draining", "signature": signature},
-            "2": {"fingerprint": _FINGERPRINT, "state": "ready", "signature": signature},
+            "1": {
+                "fingerprint": _FINGERPRINT[::-1],
+                "state": "ready",
+                "signature": signature,
+                "since": "2026-11-20T09:00:00Z",
+                "changing": False,
+            },
+            "2": {
+                "fingerprint": _FINGERPRINT,
+                "state": "ready",
+                "signature": signature,
+                "since": "2026-11-22T20:59:58Z",
+                "changing": False,
+            },
         },
         "default_version": "2",
         "previous_version": "1",
         "effective_at": "2026-11-22T21:00:00Z",
+        "held": [],
     }
 
 
@@ -234,6 +247,24 @@ def cache_clear_command_example() -> dict[str, Any]:
 def cache_clear_reply_example() -> dict[str, Any]:
     """What one worker dropped."""
     return {**_reply_example("cache.clear"), "entries": 2, "bytes": 1970}
+
+
+def model_promote_command_example() -> dict[str, Any]:
+    """Tries a version with a twentieth of the requests."""
+    return {"command": "model.promote", "id": _COMMAND_ID, "model_name": "digits", "version": "2", "share": 0.05}
+
+
+def model_promote_reply_example() -> dict[str, Any]:
+    """What the watcher did."""
+    return {
+        "command": "model.promote",
+        "id": _COMMAND_ID,
+        "watcher": "watcher-0",
+        "changed": True,
+        "default_version": "2",
+        "previous_version": "1",
+        "effective_at": "2026-11-22T21:00:00+00:00",
+    }
 
 
 def control_reply_headers_example() -> dict[str, str]:

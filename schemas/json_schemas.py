@@ -6,7 +6,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from schemas.control import CacheClearCommand, CacheClearReply, CacheStatsCommand, CacheStatsReply
+from schemas.control import (
+    CacheClearCommand,
+    CacheClearReply,
+    CacheStatsCommand,
+    CacheStatsReply,
+    ModelPromoteCommand,
+    ModelPromoteReply,
+)
 from schemas.errors import ErrorCode
 from schemas.event import Event, RequestEnd
 from schemas.headers import (
@@ -28,7 +35,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _MODELS: tuple[type[BaseModel], ...] = (
     InferenceRequest, InferenceResult, ResultChunk, Event, RequestEnd, ModelRecord, RequestHeaders,
     BinaryRequestHeaders, ResultHeaders, BinaryResultHeaders, EventHeaders, DeadLetterHeaders, CacheStatsCommand,
-    CacheStatsReply, CacheClearCommand, CacheClearReply, ControlReplyHeaders,
+    CacheStatsReply, CacheClearCommand, CacheClearReply, ModelPromoteCommand, ModelPromoteReply, ControlReplyHeaders,
 )  # fmt: skip
 # A request may have null for what is absent; nothing that the pipeline writes has.
 _NULL_ALLOWED = frozenset({"InferenceRequest", "InputTensor", "RequestedOutput", "ReplyTo", "Callback"})
@@ -43,6 +50,8 @@ _FILES: dict[str, type[BaseModel]] = {
     "cache-stats-reply": CacheStatsReply,
     "cache-clear-command": CacheClearCommand,
     "cache-clear-reply": CacheClearReply,
+    "model-promote-command": ModelPromoteCommand,
+    "model-promote-reply": ModelPromoteReply,
 }
 
 

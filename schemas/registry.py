@@ -39,11 +39,31 @@ class ModelSignature(_Wire):
 
 
 class ModelVersion(_Wire):
-    """One version: `fingerprint` is a digest of everything that can change its answers."""
+    """One version: `fingerprint` is a digest of everything that can change its answers.
+
+    `ready` and `draining` ones are served; a draining one is unloaded some time after `since`, unless it is chosen
+    again. A `rejected` one never was, with this content: `reason` says why. A served one with a `reason` has newer
+    content in the repository that was rejected.
+    """
 
     fingerprint: str
     state: VersionState
     signature: ModelSignature | None = None
+    since: AwareDatetime | None = Field(default=None, description="When it came into this state.")
+    changing: bool = Field(default=False, description="Its content is being replaced: its answers are not stored.")
+    reason: str | None = None
+    rejected_fingerprint: str | None = Field(default=None, description="Of newer content that was rejected.")
+
+
+class Canary(_Wire):
+    """A version on trial by real requests: from `effective_at` on it answers a share of those that name no version.
+
+    Which ones is decided by their content, so that equal requests meet the same version.
+    """
+
+    version: str
+    share: Annotated[float, Field(gt=0, lt=1)]
+    effective_at: AwareDatetime
 
 
 class ModelRecord(_Wire):
@@ -54,3 +74,5 @@ class ModelRecord(_Wire):
     default_version: str | None
     previous_version: str | None = None
     effective_at: AwareDatetime
+    held: tuple[str, ...] = Field(default=(), description="Versions that do not become the default by themselves.")
+    canary: Canary | None = None

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.adapters.kafka import client_options
 from pipeline.config import Settings
-from pipeline.watcher.registration import register_models
 from pipeline.watcher.report import RegistrationReport
+from pipeline.watcher.repository_pass import register_models
 from tests.live.processes import ProcessGroup
 from tests.live.stack import LiveStack, StackRun
 from tests.live.topics import prepare_topics

@@ -1,4 +1,4 @@
-"""The control topic: commands to all workers, and their replies; read without a group, for every worker obeys.
+"""The control topic: commands to all workers, or to the watcher, and their replies; read without a group.
 
 A worker reads from the topic's end at its start on, for it has nothing to clear yet. Afterwards it goes on where it was
 whatever happens to its connection, and where it cannot (paused for longer than the topic keeps its records, or the
@@ -7,7 +7,7 @@ topic was made anew) it is told that it may have missed something.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +20,17 @@ from pydantic import ValidationError
 
 from pipeline.adapters.kafka import answered_in_time
 from pipeline.errors import TopicError
-from schemas.control import COMMANDS, IN_REPLY_TO, REPLIES, ControlCommand, ControlReply
+from schemas.control import (
+    COMMANDS,
+    IN_REPLY_TO,
+    REPLIES,
+    CacheCommand,
+    CacheReply,
+    ControlCommand,
+    ControlReply,
+    ModelPromoteCommand,
+    ModelPromoteReply,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +49,8 @@ class ControlFollower:
     Args:
         kafka_options: for an aiokafka client.
         topic: the topic's full name.
-        obey: does what a command asks and returns the reply, in this event loop. A bug in it costs this reply.
+        obey: does what a command asks and returns the reply; None where it is for somebody else. A bug in it costs
+            this reply.
         on_gap: called when commands may have been missed. At the first look, too: until then nobody listened.
     """
 
@@ -47,7 +58,7 @@ class ControlFollower:
         self,
         kafka_options: Mapping[str, Any],
         topic: str,
-        obey: Callable[[ControlCommand], ControlReply],
+        obey: Callable[[ControlCommand], Awaitable[ControlReply | None]],
         on_gap: Callable[[], None],
     ) -> None:
         self._options = kafka_options
@@ -95,7 +106,7 @@ class ControlFollower:
         while True:
             for record in await _fetched(consumer, self._partition):
                 self._position = record.offset + 1
-                reply = self._reply_to(record)
+                reply = await self._reply_to(record)
                 if reply is not None:
                     async with asyncio.timeout(_REPLY_S_MAX):
                         await _send(producer, self._topic, reply)
@@ -127,7 +138,7 @@ class ControlFollower:
             self._on_gap()
         return position
 
-    def _reply_to(self, record: ConsumerRecord) -> ControlReply | None:
+    async def _reply_to(self, record: ConsumerRecord) -> ControlReply | None:
         if _in_reply_to(record) is not None:
             return None
         try:
@@ -137,7 +148,7 @@ class ControlFollower:
             logger.warning("%s@%d is no command that this worker knows: %s", self._topic, record.offset, problem)
             return None
         try:
-            return self._obey(command)
+            return await self._obey(command)
         except Exception:
             # A worker is there to answer requests. That it did not obey is told by its missing reply.
             logger.exception("command %s failed", command.id)
@@ -160,12 +171,12 @@ class GroupMember:
 class Asked:
     """What became of a command: the workers' replies, and who of the group has not answered."""
 
-    replies: tuple[ControlReply, ...]
+    replies: tuple[CacheReply, ...]
     missing: tuple[GroupMember, ...]
 
 
 async def ask_workers(
-    kafka_options: Mapping[str, Any], topic: str, group: str, command: ControlCommand, timeout_s: float = 10.0
+    kafka_options: Mapping[str, Any], topic: str, group: str, command: CacheCommand, timeout_s: float = 10.0
 ) -> Asked:
     """Sends a command, and gathers replies until every member of the group has answered or the time is over.
 
@@ -189,14 +200,38 @@ async def ask_workers(
         return await _gather(consumer, partition, command, members, timeout_s)
 
 
+async def ask_watcher(
+    kafka_options: Mapping[str, Any], topic: str, command: ModelPromoteCommand, timeout_s: float = 30.0
+) -> ModelPromoteReply:
+    """Sends a command to whichever watcher runs, and returns its reply.
+
+    Raises:
+        TopicError: there is no such topic, Kafka does not answer or refuses, or no watcher replied in time.
+    """
+    async with AsyncExitStack() as clients:
+        async with answered_in_time(kafka_options["bootstrap_servers"], timeout_s):
+            consumer = await _started(clients, AIOKafkaConsumer(**_consumer_options(kafka_options)))
+            producer = await _started(clients, AIOKafkaProducer(**_producer_options(kafka_options)))
+            partition = await _at_end(consumer, topic)
+            await _send(producer, topic, command)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    for record in await _fetched(consumer, partition):
+                        reply = _decoded(record) if _in_reply_to(record) == command.id else None
+                        if isinstance(reply, ModelPromoteReply):
+                            return reply
+    raise TopicError(f"no watcher replied in {timeout_s:g} s: is `pipeline watcher` running?")
+
+
 async def _gather(
     consumer: AIOKafkaConsumer,
     partition: TopicPartition,
-    command: ControlCommand,
+    command: CacheCommand,
     members: Sequence[GroupMember],
     timeout_s: float,
 ) -> Asked:
-    replies: dict[str, ControlReply] = {}
+    replies: dict[str, CacheReply] = {}
     with suppress(TimeoutError):
         async with asyncio.timeout(timeout_s):
             while unanswered(members, replies.values()):
@@ -207,16 +242,21 @@ async def _gather(
     return Asked(ordered, unanswered(members, ordered))
 
 
-def _note(replies: dict[str, ControlReply], record: ConsumerRecord) -> None:
-    try:
-        reply = REPLIES.validate_json(record.value or b"")
-    except ValidationError as error:
-        logger.warning("%s@%d cannot be read: %s", record.topic, record.offset, error.errors(include_url=False)[:1])
-    else:
+def _note(replies: dict[str, CacheReply], record: ConsumerRecord) -> None:
+    reply = _decoded(record)
+    if reply is not None and not isinstance(reply, ModelPromoteReply):
         replies[reply.worker] = reply
 
 
-def unanswered(members: Iterable[GroupMember], replies: Iterable[ControlReply]) -> tuple[GroupMember, ...]:
+def _decoded(record: ConsumerRecord) -> ControlReply | None:
+    try:
+        return REPLIES.validate_json(record.value or b"")
+    except ValidationError as error:
+        logger.warning("%s@%d cannot be read: %s", record.topic, record.offset, error.errors(include_url=False)[:1])
+        return None
+
+
+def unanswered(members: Iterable[GroupMember], replies: Iterable[CacheReply]) -> tuple[GroupMember, ...]:
     """The members whose reply is none of these.
 
     The group knows neither names nor processes, so a member is found by its partitions. One without any, and all of

@@ -30,7 +30,7 @@ from pipeline.stack import Endpoints, PartState, Stack, StackPlan
 from pipeline.stack.ports import PortBook
 from pipeline.stack.process import Child, ProcessSpec
 from pipeline.stack.valkey import make_valkey
-from pipeline.watcher.registration import register_models
+from pipeline.watcher.repository_pass import register_models
 from schemas.registry import ModelRecord
 
 Tell = Callable[[str], None]

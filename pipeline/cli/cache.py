@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from pipeline.adapters.control_topic import Asked
     from pipeline.cli.cache_view import ClearOutcome
     from pipeline.config import Settings
-    from schemas.control import CacheClearCommand, ControlCommand
+    from schemas.control import CacheClearCommand, CacheCommand
 
 Timeout = Annotated[float, typer.Option("--timeout", min=0.1, max=600, help="Seconds to wait for the workers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
@@ -81,7 +81,7 @@ def clear(
     raise typer.Exit(1 if outcome.problems else 0)
 
 
-async def _ask(settings: "Settings", command: "ControlCommand", timeout_s: float) -> "Asked":
+async def _ask(settings: "Settings", command: "CacheCommand", timeout_s: float) -> "Asked":
     from pipeline.adapters.control_topic import ask_workers
     from pipeline.adapters.kafka import client_options
 

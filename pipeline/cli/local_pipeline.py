@@ -1,4 +1,4 @@
-"""Everything of one machine: the servers nobody configured, topics, tables, models, then workers and the sink."""
+"""Everything of one machine: the servers nobody configured, topics, tables, models, then our own processes."""
 
 import asyncio
 import sys
@@ -15,9 +15,9 @@ from pipeline.sink.migrations.runner import migrate
 from pipeline.stack import Stack, StackPlan
 from pipeline.stack.ports import PortBook
 from pipeline.stack.probes import answers_http_ok
-from pipeline.watcher.registration import register_models
 from pipeline.watcher.report import RegistrationReport
 from pipeline.watcher.repository import scan
+from pipeline.watcher.repository_pass import register_models
 
 if TYPE_CHECKING:
     from pipeline.stack import PartState
@@ -27,6 +27,7 @@ Tell = Callable[[str], None]
 # Where the metrics of local processes are looked for first; the next free ports otherwise.
 _WORKER_PORT = 9101
 _SINK_PORT = 9191
+_WATCHER_PORT = 9291
 # A worker joins its group, reads the models topic and takes its partitions: 3 s on a busy machine.
 _READY_TIMEOUT_S = 60.0
 # Its misses in flight get 5 s, then results and events are confirmed.
@@ -110,6 +111,7 @@ async def _start_processes(stack: Stack, settings: Settings, workers: int, *, wi
     parts = [(f"worker-{index}", "worker", _WORKER_PORT + index) for index in range(workers)]
     if with_sink:
         parts.append(("sink", "sink", _SINK_PORT))
+    parts.append(("watcher", "watcher", _WATCHER_PORT))
     given = [(name, command, ports.take(f"{name}-metrics", preferred)) for name, command, preferred in parts]
     ports.save()
     await asyncio.gather(*(_start_process(stack, settings, *part) for part in given))

@@ -1,4 +1,4 @@
-"""`models check | register | list`: the repository, one registration pass, and what the fleet serves."""
+"""`models`: the repository, what the fleet serves, and which version answers."""
 
 import asyncio
 import json
@@ -6,6 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from pipeline.cli import promotion
 
 if TYPE_CHECKING:
     from pipeline.watcher.model_folder import RepositoryScan
@@ -24,6 +26,7 @@ def add_to(app: typer.Typer) -> None:
     models.command(epilog="Example: PIPELINE_MODEL_REPOSITORY=/srv/models pipeline models check")(check)
     models.command(epilog="Example: pipeline models register")(register)
     models.command("list", epilog="Example: pipeline models list --json")(list_models)
+    promotion.add_to(models)
     app.add_typer(models, name="models")
 
 
@@ -90,12 +93,20 @@ def list_models(as_json: _AsJson = False) -> None:
         typer.echo(json.dumps([record.model_dump(mode="json") for record in records], indent=2))
         return
     rows = [
-        (record.model_name, number, version.state, "default" if number == record.default_version else "",
-         version.fingerprint[:12])
+        (record.model_name, number, version.state, _role(record, number), version.fingerprint[:12],
+         version.reason or "")
         for record in records
         for number, version in sorted(record.versions.items(), key=lambda item: int(item[0]))
     ]  # fmt: skip
-    show(plain_table(("model", "version", "state", "", "fingerprint"), rows))
+    show(plain_table(("model", "version", "state", "", "fingerprint", "reason"), rows))
+
+
+def _role(record: "ModelRecord", number: str) -> str:
+    if number == record.default_version:
+        return "default"
+    if record.canary is not None and number == record.canary.version:
+        return f"on trial: {record.canary.share:.1%}"
+    return "previous" if number == record.previous_version else "held" if number in record.held else ""
 
 
 async def _read_records() -> "list[ModelRecord]":

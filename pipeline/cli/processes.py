@@ -1,4 +1,4 @@
-"""`worker` and `sink`: one process each, in the foreground, until SIGTERM or Ctrl-C."""
+"""`worker`, `sink` and `watcher`: one process each, in the foreground, until SIGTERM or Ctrl-C."""
 
 import asyncio
 import os
@@ -15,6 +15,7 @@ def add_to(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command(epilog="Example: PIPELINE_WORKER__MAX_IN_FLIGHT=512 pipeline worker")(worker)
     app.command(epilog="Example: PIPELINE_SINK__BATCH_WAIT_S=0.2 pipeline sink")(sink)
+    app.command(epilog="Example: PIPELINE_WATCHER__INTERVAL_S=1 pipeline watcher")(watcher)
 
 
 def worker() -> None:
@@ -35,6 +36,15 @@ def sink() -> None:
     log_to_stderr()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_run_sink(effective_settings()))
+
+
+def watcher() -> None:
+    """Bring new versions from the model repository to every Triton while they serve. Start one, or two for safety."""
+    from pipeline.cli.context import effective_settings, log_to_stderr
+    from pipeline.watcher.main import run_watcher
+
+    log_to_stderr()
+    raise typer.Exit(run_watcher(effective_settings()))
 
 
 async def _run_sink(settings: "Settings") -> None:

@@ -1,7 +1,7 @@
 """Which version answers: the models topic, folded."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.core.cache_key import CacheScope, encode_outputs
 from schemas.errors import ErrorCode, WireError
@@ -21,6 +21,7 @@ class ServedVersion:
         output_names: all outputs, in the order declared.
         all_outputs: the same, as a request that names none asks for them; `all_outputs_encoded` for its key.
         is_plain: one request, one answer: neither decoupled nor stateful.
+        trial: another version that answers a share of the requests that name none, where this one is the default.
         accepted: layouts of inputs that were found to fit (`core/validation.py`).
     """
 
@@ -34,6 +35,7 @@ class ServedVersion:
     all_outputs: tuple[tuple[str, Parameters], ...] = field(repr=False)
     all_outputs_encoded: bytes = field(repr=False)
     is_plain: bool
+    trial: "Trial | None" = None
     accepted: set[tuple[tuple[str | int, ...], ...]] = field(repr=False, default_factory=set)
     _scopes: dict[str | None, CacheScope] = field(repr=False, default_factory=dict)
 
@@ -46,11 +48,28 @@ class ServedVersion:
                 self._scopes[tenant] = scope
         return scope
 
+    def is_content_of(self, other: "ServedVersion") -> bool:
+        """Whether both are the same content under the same number."""
+        return (self.version, self.fingerprint) == (other.version, other.fingerprint)
+
     @property
     def batches(self) -> bool:
         """Whether requests may be joined along the batch axis before they leave."""
         signature = self.signature
         return signature.max_batch_size > 1 and signature.client_batching and not signature.stateful
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A version on trial: which requests it answers, and from when on, Unix seconds."""
+
+    version: ServedVersion
+    share: float
+    effective_at: float
+
+    def takes(self, content: bytes, now: float) -> bool:
+        """Whether a request with this content digest is among its share: equal requests meet the same version."""
+        return now >= self.effective_at and int.from_bytes(content[:8]) < self.share * 2.0**64
 
 
 def served_version(model_name: str, version: str, fingerprint: str, signature: ModelSignature) -> ServedVersion:
@@ -77,6 +96,7 @@ class _Model:
     default: str | None
     previous: str | None
     effective_at: float
+    changing: frozenset[str]
 
 
 class ModelCatalog:
@@ -97,8 +117,13 @@ class ModelCatalog:
             for number, version in record.versions.items()
             if version.state in {"ready", "draining"} and version.signature is not None
         }
+        default, canary = record.default_version, record.canary
+        if canary is not None and canary.version in versions and default in versions:
+            trial = Trial(versions[canary.version], canary.share, canary.effective_at.timestamp())
+            versions[default] = replace(versions[default], trial=trial)
+        changing = frozenset(number for number, version in record.versions.items() if version.changing)
         self._models[record.model_name] = _Model(
-            versions, record.default_version, record.previous_version, record.effective_at.timestamp()
+            versions, default, record.previous_version, record.effective_at.timestamp(), changing
         )
 
     def discard(self, model_name: str) -> None:
@@ -110,7 +135,10 @@ class ModelCatalog:
         return [version for model in self._models.values() for version in model.versions.values()]
 
     def is_served(self, version: ServedVersion) -> bool:
-        """Whether exactly this content is still what the fleet serves under its number."""
+        """Whether exactly this content is what the fleet serves under its number, and is about to serve."""
+        model = self._models.get(version.model_name)
+        if model is None or version.version in model.changing:
+            return False
         return self._fingerprint(version.model_name, version.version) == version.fingerprint
 
     def serves(self, scope: CacheScope) -> bool:

@@ -25,7 +25,7 @@ ModelConfig = Any
 """A `model_config_pb2.ModelConfig`; tritonclient ships no types."""
 
 # The parameters that speak to this pipeline and not to the model: they change no answer.
-PIPELINE_PARAMETERS = frozenset({"cache", "cache_ttl_seconds", "client_batching"})
+PIPELINE_PARAMETERS = frozenset({"cache", "cache_ttl_seconds", "client_batching", "promotion"})
 
 BACKEND_OF_PLATFORM = {
     "onnxruntime_onnx": "onnxruntime",
@@ -209,6 +209,8 @@ def _parameters(config: ModelConfig) -> Iterator[tuple[str, str]]:
     for name in (parameter(config, "built_files") or "").split(","):
         if name.strip().startswith("/") or ".." in name.split("/"):
             yield "parameters", f"parameter built_files names {name.strip()!r}: files in the version folder only"
+    if (word := parameter(config, "promotion")) not in (None, "auto", "manual"):
+        yield "parameters", f"parameter promotion is {word!r}: auto or manual"
     word = parameter(config, "cache_ttl_seconds")
     if word is not None and not _seconds(word):
         yield "parameters", f"parameter cache_ttl_seconds is {word!r}: a number above 0"
@@ -220,6 +222,11 @@ def _parameters(config: ModelConfig) -> Iterator[tuple[str, str]]:
 def parameter(config: ModelConfig, name: str) -> str | None:
     """A parameter's text, or None."""
     return str(config.parameters[name].string_value) if name in config.parameters else None
+
+
+def promotes(config: ModelConfig) -> bool:
+    """Whether a new version becomes the default by itself, once it has passed its checks."""
+    return parameter(config, "promotion") != "manual"
 
 
 def _seconds(word: str) -> float | None:

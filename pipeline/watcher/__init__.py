@@ -7,6 +7,7 @@ One pass, in its order, and where it is written down:
     version_store.py   immutable copies by content, with what a model builds itself (build_step.py)
     serving.py         the tree that Triton serves, exchanged whole
     fleet_check.py     load, readiness, configuration, the sample's answer (triton_control.py, sample.py)
-    announcement.py    the record on the models topic
-    registration.py    all of it, and what became of each version (report.py)
+    registration.py    all of it for one model, and what became of each version (report.py)
+    repository_pass.py all models, one pass at a time (serving_lock.py); what is gone from the repository
+    main.py            the process: passes when something changed, an operator's commands, events
 """

@@ -1,31 +1,23 @@
-"""One pass: every good version of the repository served by every Triton, and announced on the models topic.
+"""One pass over one model: every good version of its folder served by every Triton, and told as a record.
 
-For each model: scan -> stage -> serve -> load and check on one server, then on the others -> announce. What fails at
-a server is taken out of the serving folder again, so a restarted server does not meet it, and the version that served
-before goes on. The continuous watcher calls `ModelRegistration.run` for what has changed.
+Scan -> stage -> serve -> load and check on one server, then on the others -> announce. What fails at a server is taken
+out of the serving folder again, so a restarted server does not meet it, and the version that served before goes on.
+`pass_over.py` runs it for all models.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from datetime import datetime, timedelta
 
-import grpc
-from aiokafka import AIOKafkaProducer
-
-from pipeline.adapters.models_topic import read_models
-from pipeline.core.model_config import ModelConfig, signature
+from pipeline.core.model_config import ModelConfig, promotes, signature
+from pipeline.core.version_life import NOTICE, Found, changing, may_leave, next_record
 from pipeline.errors import InferenceServerError, ModelRepositoryError
-from pipeline.watcher.announcement import model_record
-from pipeline.watcher.fleet_check import CheckLimits, FleetVerdict, check_fleet
+from pipeline.watcher.fleet_check import CheckLimits, check_fleet
 from pipeline.watcher.model_folder import ModelFolder
-from pipeline.watcher.report import Outcome, RegistrationReport, VersionReport, version_reports
-from pipeline.watcher.repository import scan
+from pipeline.watcher.report import Outcome, VersionReport, version_reports
 from pipeline.watcher.sample import Sample, read_sample
 from pipeline.watcher.serving import ServingFolder, StagedModel
 from pipeline.watcher.triton_control import TritonControl
@@ -35,15 +27,39 @@ from schemas.registry import ModelRecord
 
 logger = logging.getLogger(__name__)
 
+Announce = Callable[[ModelRecord], Awaitable[None]]
+
 
 @dataclass(slots=True)
 class _Pass:
-    """What a pass over one model has found so far."""
+    """What a pass over one model has found so far.
+
+    Attributes:
+        rejected: version -> the fingerprint of the content that was rejected.
+        changing: whether the topic says that content is being replaced.
+    """
 
     unreachable: set[str] = field(default_factory=set)
     failures: dict[str, tuple[Outcome, str]] = field(default_factory=dict)
+    rejected: dict[str, str] = field(default_factory=dict)
     rejected_content: set[tuple[str, str]] = field(default_factory=set)
     serving_already: set[str] = field(default_factory=set)
+    changing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a pass is to bring about for one model.
+
+    Attributes:
+        model: the owner's folder.
+        announced: the record on the topic.
+        retries: whether content that was rejected before is tried again.
+    """
+
+    model: ModelFolder
+    announced: ModelRecord | None
+    retries: bool = False
 
 
 class ModelRegistration:
@@ -53,47 +69,80 @@ class ModelRegistration:
         serving: the folder the servers load from.
         servers: the fleet; the first one meets a version first.
         limits: how long a server may take.
+        announce: publishes a record.
+        now: the wall clock.
+        drain: how long a version that nothing selects any more is served.
     """
 
-    def __init__(self, serving: ServingFolder, servers: Sequence[TritonControl], limits: CheckLimits) -> None:
+    def __init__(
+        self,
+        serving: ServingFolder,
+        servers: Sequence[TritonControl],
+        limits: CheckLimits,
+        *,
+        announce: Announce,
+        now: Callable[[], datetime],
+        drain: timedelta,
+    ) -> None:
         self._serving = serving
         self._servers = servers
         self._limits = limits
+        self._announce = announce
+        self._now = now
+        self._drain = drain
 
-    async def run(
-        self, model: ModelFolder, announced: ModelRecord | None, now: Callable[[], datetime]
-    ) -> tuple[ModelRecord | None, tuple[VersionReport, ...], frozenset[str]]:
-        """The record to announce (None: leave what is there), what became of each version, and who did not answer."""
+    async def run(self, wanted: Wanted) -> tuple[ModelRecord | None, tuple[VersionReport, ...], frozenset[str]]:
+        """Announces the model's next record where there is one.
+
+        Returns:
+            The record (None: nothing is announced), what became of each version, and who did not answer.
+        """
         started = time.monotonic()
+        model, announced = wanted.model, wanted.announced
         state = _Pass()
         before = await asyncio.to_thread(self._serving.read, model.name)
         staged: StagedModel | None = None
         try:
             sample = read_sample(model.sample, model.name) if model.sample else None
             shared = await asyncio.to_thread(self._serving.stage_shared, model)
-            candidates = await self._stage(model, before, announced, state)
+            candidates = await self._stage(wanted, before, state)
             config = await asyncio.to_thread(_shared_config, model, candidates, state)
             if config is not None:
-                staged = await self._settle(model.name, config, candidates, shared, before, announced, sample, state)
+                staged = await self._settle(wanted, config, candidates, shared, before, sample, state)
         except (ModelRepositoryError, OSError) as error:
             logger.warning("model %s is left as it is: %s", model.name, error)
             state.failures.update({number: ("invalid", str(error)) for number in model.selected})
-        record = None
-        if staged is not None:
-            record = model_record(
-                model.name, staged.fingerprints, model.selected, signature(staged.config), announced, now()
-            )
+        found = _found(model, staged, announced, state)
+        record = next_record(model.name, found, announced, self._now(), self._drain)
+        if record is not None and (record != announced or state.changing):
+            await self._announce(record)
         good = staged.fingerprints if staged is not None else {}
         reports = version_reports(model.name, good, announced, state.failures, time.monotonic() - started)
-        return record, reports, frozenset(state.unreachable)
+        return record or announced, reports, frozenset(state.unreachable)
 
-    async def _stage(
-        self, model: ModelFolder, before: StagedModel | None, announced: ModelRecord | None, state: _Pass
-    ) -> dict[str, StoredFiles]:
+    async def withdraw(self, model_name: str) -> frozenset[str]:
+        """Takes a model that drained whole from the servers; who did not answer."""
+        await asyncio.to_thread(self._serving.withdraw, model_name)
+        silent: set[str] = set()
+        for server in self._servers:
+            try:
+                await server.unload(model_name, self._limits.call_timeout_s)
+            except InferenceServerError as error:
+                logger.info("%s keeps what it has of %s: %s", server.address, model_name, error.reason)
+                silent.add(server.address)
+        await asyncio.to_thread(self._serving.sweep, model_name)
+        return frozenset(silent)
+
+    async def _stage(self, wanted: Wanted, before: StagedModel | None, state: _Pass) -> dict[str, StoredFiles]:
         """What should be served: the owner's choice, and what is announced and still served."""
+        model, announced = wanted.model, wanted.announced
         candidates: dict[str, StoredFiles] = {}
         if before is not None and announced is not None:
-            candidates = {number: before.versions[number] for number in before.versions if number in announced.versions}
+            candidates = {
+                number: before.versions[number]
+                for number, version in announced.versions.items()
+                if number in before.versions and version.state != "rejected" and not may_leave(version, self._now())
+            }
         for version in model.versions:
             if version.number not in model.selected:
                 continue
@@ -107,28 +156,26 @@ class ModelRegistration:
 
     async def _settle(
         self,
-        model_name: str,
+        wanted: Wanted,
         config: ModelConfig,
         candidates: dict[str, StoredFiles],
         shared: StoredFiles | None,
         before: StagedModel | None,
-        announced: ModelRecord | None,
         sample: Sample | None,
         state: _Pass,
     ) -> StagedModel | None:
         """Serves the candidates, takes out what a server rejects, until the fleet agrees; None if nothing is left."""
+        model_name, announced = wanted.model.name, wanted.announced
         earlier = before.versions if before else {}
+        if not wanted.retries:
+            planned = self._serving.plan(model_name, config, candidates, shared)
+            candidates = _without(model_name, candidates, _known_bad(planned, announced), planned, earlier, state)
         if before is None:
             state.serving_already = await self._serving_already(model_name)
+        await self._tell_changes(self._serving.plan(model_name, config, candidates, shared), announced, state)
         while candidates:
             staged, _ = await asyncio.to_thread(self._serving.serve, model_name, config, candidates, shared)
-            on_trial = frozenset(
-                number
-                for number, digest in staged.fingerprints.items()
-                if announced is None
-                or number not in announced.versions
-                or announced.versions[number].fingerprint != digest
-            )
+            on_trial = _on_trial(staged, announced)
             verdict = await check_fleet(self._servers, staged, sample, on_trial, self._limits)
             state.unreachable.update(verdict.unreachable)
             if not verdict.checked:
@@ -138,9 +185,23 @@ class ModelRegistration:
                 state.failures.update({number: ("failing", reason) for number, reason in verdict.failing.items()})
                 await asyncio.to_thread(self._serving.sweep, model_name)
                 return staged
-            candidates = _without(model_name, candidates, verdict, earlier, state)
+            candidates = _without(model_name, candidates, verdict.rejected, staged, earlier, state)
         await self._restore(model_name, before, announced, state)
         return None
+
+    async def _tell_changes(self, planned: StagedModel, announced: ModelRecord | None, state: _Pass) -> None:
+        """Before the content of a served version is replaced, every worker knows: it stores nothing of it."""
+        if announced is None:
+            return
+        replaced = {
+            number
+            for number in _on_trial(planned, announced)
+            if number in announced.versions and announced.versions[number].state != "rejected"
+        }
+        if replaced:
+            state.changing = True
+            await self._announce(changing(announced, replaced))
+            await asyncio.sleep(NOTICE.total_seconds())
 
     async def _serving_already(self, model_name: str) -> set[str]:
         """The servers that serve a model of this name although nothing was staged: somebody else put it there."""
@@ -174,6 +235,44 @@ class ModelRegistration:
                 logger.info("%s keeps what it has of %s: %s", server.address, model_name, error.reason)
 
 
+def _found(model: ModelFolder, staged: StagedModel | None, announced: ModelRecord | None, state: _Pass) -> Found:
+    """What the pass over a model found, as its next record is made of it."""
+    bad: dict[str, tuple[str, str]] = {
+        number: (state.rejected.get(number, ""), reason)
+        for number, (outcome, reason) in state.failures.items()
+        if outcome in ("invalid", "rejected")
+    }
+    if staged is not None:
+        config = staged.config
+        return Found(staged.fingerprints, model.selected, bad, signature(config), promotes(config))
+    served = {}
+    shape = None
+    for number, version in (announced.versions if announced else {}).items():
+        if version.state != "rejected":
+            served[number], shape = version.fingerprint, version.signature
+    return Found(served, model.selected, bad, shape)
+
+
+def _on_trial(staged: StagedModel, announced: ModelRecord | None) -> frozenset[str]:
+    """The versions that are not announced with this content."""
+    known = announced.versions if announced else {}
+    return frozenset(
+        number
+        for number, digest in staged.fingerprints.items()
+        if number not in known or known[number].state == "rejected" or known[number].fingerprint != digest
+    )
+
+
+def _known_bad(planned: StagedModel, announced: ModelRecord | None) -> dict[str, str]:
+    """Content that was rejected before, with the reason: no server meets it a second time."""
+    found: dict[str, str] = {}
+    for number, version in (announced.versions if announced else {}).items():
+        bad = version.fingerprint if version.state == "rejected" else version.rejected_fingerprint
+        if bad is not None and planned.fingerprints.get(number) == bad:
+            found[number] = version.reason or "was rejected before"
+    return found
+
+
 def _proven(before: StagedModel, announced: ModelRecord | None, state: _Pass) -> dict[str, StoredFiles]:
     """What was served and may be again: a pass that was cut short may have left a version that is rejected now."""
     known = announced.versions if announced else {}
@@ -188,14 +287,16 @@ def _proven(before: StagedModel, announced: ModelRecord | None, state: _Pass) ->
 def _without(
     model_name: str,
     candidates: dict[str, StoredFiles],
-    verdict: FleetVerdict,
+    rejected: Mapping[str, str],
+    staged: StagedModel,
     earlier: Mapping[str, StoredFiles],
     state: _Pass,
 ) -> dict[str, StoredFiles]:
     """The candidates without what was rejected; where the content of a number changed, its earlier one again."""
     left = dict(candidates)
-    for number, reason in verdict.rejected.items():
+    for number, reason in rejected.items():
         state.failures.setdefault(number, ("rejected", reason))
+        state.rejected.setdefault(number, staged.fingerprints[number])
         state.rejected_content.add((number, candidates[number].source))
         logger.warning("%s version %s is rejected: %s", model_name, number, reason)
         del left[number]
@@ -216,54 +317,3 @@ def _shared_config(model: ModelFolder, candidates: dict[str, StoredFiles], state
         elif config is None:
             config = completed_config(model, folder)
     return config
-
-
-async def register_models(
-    *,
-    repository: Path,
-    serving_dir: Path,
-    triton_urls: Iterable[str],
-    kafka_options: Mapping[str, Any],
-    topic: str,
-    credentials: grpc.ChannelCredentials | None = None,
-    limits: CheckLimits | None = None,
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
-) -> RegistrationReport:
-    """One pass over the repository.
-
-    Args:
-        repository: where owners put models; only read.
-        serving_dir: what the servers serve; its store lies beside it, as `<name>.versions`.
-        triton_urls: gRPC addresses, host:port.
-        kafka_options: for aiokafka clients (pipeline/adapters/kafka.py).
-        topic: the models topic's full name.
-        credentials: for Tritons that want TLS.
-        limits: how long a server may take.
-        now: the wall clock.
-
-    Raises:
-        ModelRepositoryError: the repository is not there or cannot be read.
-        TopicError: the models topic is not there.
-        KafkaError: the brokers do not answer.
-    """
-    found = await asyncio.to_thread(scan, repository)
-    for fault in found.faults:
-        logger.warning("not served: %s", fault)
-    announced = await read_models(kafka_options, topic)
-    records = dict(announced)
-    reports: list[VersionReport] = []
-    unreachable: set[str] = set()
-    async with AsyncExitStack() as stack:
-        servers = [await stack.enter_async_context(TritonControl(url, credentials)) for url in triton_urls]
-        producer = AIOKafkaProducer(**kafka_options, acks="all", enable_idempotence=True)
-        await stack.enter_async_context(producer)
-        registration = ModelRegistration(ServingFolder(serving_dir), servers, limits or CheckLimits())
-        for model in found.models:
-            known = announced.get(model.name)
-            record, outcomes, silent = await registration.run(model, known, now)
-            if record is not None and record != known:
-                await producer.send_and_wait(topic, record.model_dump_json().encode(), key=model.name.encode())
-                records[model.name] = record
-            reports += outcomes
-            unreachable |= silent
-    return RegistrationReport(tuple(reports), found.faults, records, tuple(sorted(unreachable)))

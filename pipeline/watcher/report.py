@@ -63,6 +63,7 @@ def version_reports(
     for number, digest in good.items():
         if number not in failures:
             known = announced.versions.get(number) if announced else None
-            outcome: Outcome = "unchanged" if known and known.fingerprint == digest else "announced"
+            known_good = known is not None and known.state != "rejected" and known.fingerprint == digest
+            outcome: Outcome = "unchanged" if known_good else "announced"
             reports.append(VersionReport(model_name, number, outcome, "", seconds))
     return tuple(sorted(reports, key=lambda report: int(report.version)))

@@ -90,6 +90,12 @@ class ServingFolder:
         shared = self._store.find(model_name, _SHARED, record["shared"]) if record["shared"] else None
         return _staged(model_name, config, versions, shared)
 
+    def plan(
+        self, model_name: str, config: ModelConfig, versions: Mapping[str, StoredFiles], shared: StoredFiles | None
+    ) -> StagedModel:
+        """What `serve` would make the tree serve; touches nothing."""
+        return _staged(model_name, serving_config(config, versions), versions, shared)
+
     def serve(
         self, model_name: str, config: ModelConfig, versions: Mapping[str, StoredFiles], shared: StoredFiles | None
     ) -> tuple[StagedModel, bool]:
@@ -98,7 +104,7 @@ class ServingFolder:
         Raises:
             OSError: the disk.
         """
-        staged = _staged(model_name, serving_config(config, versions), versions, shared)
+        staged = self.plan(model_name, config, versions, shared)
         if self._serves(staged):
             return staged, False
         tree = self._store.new_folder(model_name)

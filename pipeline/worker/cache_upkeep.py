@@ -13,12 +13,12 @@ from pipeline.ports import Clock
 from schemas.control import (
     USAGE_MAX,
     CacheClearReply,
+    CacheCommand,
+    CacheReply,
     CacheRequests,
     CacheStatsCommand,
     CacheStatsReply,
     CacheUsage,
-    ControlCommand,
-    ControlReply,
     SharedCacheCounts,
 )
 
@@ -87,7 +87,7 @@ class CacheUpkeep:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    def obey(self, command: ControlCommand) -> ControlReply:
+    def obey(self, command: CacheCommand) -> CacheReply:
         """Does what an operator asks; clearing takes 1 us for each entry that is held."""
         partitions = tuple(self._partitions())
         if isinstance(command, CacheStatsCommand):

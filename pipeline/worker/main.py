@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from time import monotonic
 from typing import Any
@@ -41,6 +41,7 @@ from pipeline.worker.membership import Membership
 from pipeline.worker.preflight import wait_for_topics
 from pipeline.worker.publisher import PRODUCE_BATCH_BYTES, Publisher, TopicNames
 from pipeline.worker.transport import ChunkConsumer, check_versions
+from schemas.control import ControlCommand, ControlReply, ModelPromoteCommand
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ class _Worker:
         )
         await upkeep.start()
         resources.push_async_callback(upkeep.stop)
-        control = ControlFollower(options, settings.topic("control"), upkeep.obey, upkeep.clear_after_gap)
+        control = ControlFollower(options, settings.topic("control"), _obeying(upkeep), upkeep.clear_after_gap)
         await control.start()
         resources.push_async_callback(control.stop)
         results = await self._producer(resources, options, settings.limits.record_bytes)
@@ -355,6 +356,13 @@ class _Worker:
             "models": sorted(f"{version.model_name}/{version.version}" for version in self._catalog.versions()),
             "in_flight": self._in_flight.count,
         }
+
+
+def _obeying(upkeep: CacheUpkeep) -> Callable[[ControlCommand], Awaitable[ControlReply | None]]:
+    async def obey(command: ControlCommand) -> ControlReply | None:
+        return None if isinstance(command, ModelPromoteCommand) else upkeep.obey(command)
+
+    return obey
 
 
 def _ask_to_stop(stop: asyncio.Event) -> None:

@@ -62,7 +62,7 @@ class Obeying:
         await asyncio.sleep(seconds)
         return self.obeyed
 
-    def _obey(self, command: ControlCommand) -> ControlReply:
+    async def _obey(self, command: ControlCommand) -> ControlReply:
         self.obeyed.append(command.id)
         if self.bug is not None:
             raise self.bug

@@ -24,7 +24,7 @@ from pipeline.errors import TopicError
 from pipeline.stack import Endpoints, PartState, Stack, StackPlan
 from pipeline.stack.ports import is_port_free
 from pipeline.stack.process import RestartPolicy
-from pipeline.watcher.registration import register_models
+from pipeline.watcher.repository_pass import register_models
 from tests.models.folders import ECHO, MODEL_REPOSITORY, PROJECT
 
 READY_FILE = "ready.json"

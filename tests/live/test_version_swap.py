@@ -12,8 +12,8 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-
 from pipeline.watcher.announcement import model_record
+
 from schemas.registry import ModelRecord
 from schemas.result import decode_result
 from tests.live.asking import Answered, Asking, Sent, fresh_id

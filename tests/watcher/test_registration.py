@@ -15,24 +15,16 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from pipeline.adapters.models_topic import ModelsFollower, read_models
 from pipeline.errors import TopicError
 from pipeline.watcher.fleet_check import CheckLimits
-from pipeline.watcher.registration import register_models
 from pipeline.watcher.report import RegistrationReport
+from pipeline.watcher.repository_pass import register_models
 from pipeline.watcher.serving import ServingFolder
 from pipeline.watcher.triton_control import ModelControlOff, TritonControl
 from schemas.registry import ModelRecord
+from tests.watcher.adding_models import ADDS, FAILS, adding_model, write_sample
 from tests.watcher.folders import onnx_bytes, onnx_model, python_model, tree
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
-ADDS = """
-import triton_python_backend_utils as pb_utils
-
-
-class TritonPythonModel:
-    def execute(self, requests):
-        inputs = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
-        return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x + {})]) for x in inputs]
-"""
 STREAMS = """
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -46,8 +38,6 @@ class TritonPythonModel:
                 sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("y", np.array([word], dtype=object))]))
             sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 """
-FAILS = "class TritonPythonModel:\n    def initialize(self, args):\n        raise RuntimeError('no weights')\n"
-
 Register = Callable[..., Awaitable[RegistrationReport]]
 
 
@@ -96,26 +86,6 @@ def register(
     return run
 
 
-def adding_model(repository: Path, name: str, amounts: dict[str, int]) -> Path:
-    """Version -> what it adds to x; the sample expects the highest's answer."""
-    folder = python_model(repository, name, tuple(amounts), "version_policy { latest { num_versions: 2 } }")
-    for version, amount in amounts.items():
-        (folder / version / "model.py").write_text(ADDS.format(amount), encoding="utf-8")
-    highest = max(amounts, key=int)
-    write_sample(folder, highest, [1.0 + amounts[highest], 2.0 + amounts[highest]])
-    return folder
-
-
-def write_sample(folder: Path, version: str, expected: list[float]) -> None:
-    sample = {
-        "model_name": folder.name,
-        "model_version": version,
-        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}],
-        "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": expected}],
-    }
-    (folder / "sample.json").write_text(json.dumps(sample), encoding="utf-8")
-
-
 def states(report: RegistrationReport) -> dict[str, str]:
     return {version.version: version.state for version in report.versions}
 
@@ -159,7 +129,9 @@ async def test_bad_version_never_replaces_a_good_one(
     assert states(report) == {"1": "unchanged", "2": "rejected"}
     reason = next(version.reason for version in report.versions if version.version == "2")
     assert ("no weights" if fault == "load" else "differs by 7") in reason
-    assert report.records == good.records
+    record = report.records[model_name]
+    assert (record.default_version, record.versions["1"]) == ("1", good.records[model_name].versions["1"])
+    assert (record.versions["2"].state, record.versions["2"].reason) == ("rejected", reason)
     assert not (serving_dir / model_name / "2").exists()
     async with TritonControl(triton_urls[0]) as server:
         assert await server.is_ready(model_name, "1", 5)
@@ -175,7 +147,9 @@ async def test_bad_content_of_a_live_version_is_taken_back(
     (folder / "1" / "model.py").write_text(FAILS, encoding="utf-8")
     report = await register()
     assert states(report) == {"1": "rejected"}
-    assert report.records == good.records
+    version, served = report.records[model_name].versions["1"], good.records[model_name].versions["1"]
+    assert version.rejected_fingerprint not in (None, served.fingerprint)
+    assert version.model_copy(update={"rejected_fingerprint": None, "reason": None}) == served
     assert "+ 10" in (serving_dir / model_name / "1" / "model.py").read_text(encoding="utf-8")
     (folder / "1" / "model.py").write_text(ADDS.format(10), encoding="utf-8")
     assert states(await register()) == {"1": "unchanged"}
@@ -230,7 +204,7 @@ async def test_silent_server_is_left_out(
     nobody = "127.0.0.1:1"
     alone = await register(triton_urls=(nobody,))
     assert states(alone) == {"1": "unreachable"}
-    assert alone.records == {}
+    assert model_name not in alone.records
     report = await register(triton_urls=(*triton_urls, nobody))
     assert states(report) == {"1": "announced"}
     assert report.unreachable == (nobody,)

@@ -1,0 +1,84 @@
+"""What a model's record tells as events: one line each, for the events topic. Pure.
+
+The lines follow from the record alone, with the same ids every time: a watcher that died between a record and its
+events is followed by one that writes them again, and the log keeps one of each.
+"""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import orjson
+import uuid_utils
+
+from pipeline.core.exchange import utc_second_text, utc_text
+from schemas.event import EVENT_NAMESPACE
+from schemas.registry import ModelRecord
+
+_NAMESPACE = uuid_utils.UUID(str(EVENT_NAMESPACE))
+_OF_STATE = {"ready": "model.loaded", "rejected": "model.rejected", "unloaded": "model.unloaded"}
+
+
+class ModelEvents:
+    """Writes the lines of records.
+
+    Args:
+        watcher: this watcher's name, in the column `worker`.
+        events_days: how long rows live, in days.
+    """
+
+    def __init__(self, watcher: str, events_days: float) -> None:
+        self._watcher = watcher
+        self._events_s = events_days * 86400
+
+    def of(self, record: ModelRecord, since: datetime) -> dict[str, bytes]:
+        """Event id -> line, each ended by a line feed, of all that the record tells of the time since then."""
+        lines: dict[str, bytes] = {}
+        for event_type, version, at, mark, attributes in _told(record):
+            if at < since:
+                continue
+            event_id = str(uuid_utils.uuid5(_NAMESPACE, f"{record.model_name}:{version}:{event_type}:{mark}"))
+            lines[event_id] = self._line(
+                event_id, event_type, at, model_name=record.model_name, model_version=version, attributes=attributes
+            )
+        return lines
+
+    def instance(self, event_type: str, name: str, at: datetime, attributes: dict[str, Any]) -> bytes:
+        """The line of a server that came or went."""
+        event_id = str(uuid_utils.uuid5(_NAMESPACE, f"{name}:{event_type}:{at.isoformat()}"))
+        return self._line(event_id, event_type, at, instance=name, attributes=attributes)
+
+    def _line(self, event_id: str, event_type: str, at: datetime, **columns: Any) -> bytes:
+        seconds = at.timestamp()
+        event = {
+            "event_id": event_id,
+            "event_type": event_type,
+            "occurred_at": utc_text(seconds),
+            "worker": self._watcher,
+            "expires_at": utc_second_text(int(seconds + self._events_s)),
+            **columns,
+        }
+        return orjson.dumps(event) + b"\n"
+
+
+def _told(record: ModelRecord) -> Iterator[tuple[str, str, datetime, str, dict[str, Any]]]:
+    """Event type, version, time, what tells it from the next of its type, attributes."""
+    for number, version in record.versions.items():
+        if version.since is None:
+            continue
+        content = version.rejected_fingerprint or version.fingerprint
+        yield "model.discovered", number, version.since, content, {"fingerprint": content}
+        if (event_type := _OF_STATE.get(version.state)) is not None:
+            attributes = {"fingerprint": version.fingerprint}
+            if version.state == "rejected":
+                attributes["reason"] = version.reason or ""
+            yield event_type, number, version.since, f"{version.fingerprint}:{version.since.isoformat()}", attributes
+        if version.rejected_fingerprint is not None:
+            attributes = {"fingerprint": content, "reason": version.reason or ""}
+            yield "model.rejected", number, version.since, content, attributes
+    if record.default_version is not None:
+        attributes = {"previous": record.previous_version or ""}
+        yield "model.promoted", record.default_version, record.effective_at, record.effective_at.isoformat(), attributes
+    if (canary := record.canary) is not None:
+        at = canary.effective_at
+        yield "model.promoted", canary.version, at, f"canary:{at.isoformat()}", {"share": canary.share}
