@@ -66,5 +66,6 @@ def log_to_stderr() -> None:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     # A lost connection is told by our own lines, too; the client repeats it several times a second.
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
+    logging.getLogger("watchfiles").setLevel(logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.addFilter(RepeatedLines("aiokafka"))

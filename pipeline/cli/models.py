@@ -106,7 +106,8 @@ def _role(record: "ModelRecord", number: str) -> str:
         return "default"
     if record.canary is not None and number == record.canary.version:
         return f"on trial: {record.canary.share:.1%}"
-    return "previous" if number == record.previous_version else "held" if number in record.held else ""
+    words = ("previous" if number == record.previous_version else "", "held" if number in record.held else "")
+    return ", ".join(word for word in words if word)
 
 
 async def _read_records() -> "list[ModelRecord]":

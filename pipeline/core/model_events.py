@@ -73,9 +73,9 @@ def _told(record: ModelRecord) -> Iterator[tuple[str, str, datetime, str, dict[s
             if version.state == "rejected":
                 attributes["reason"] = version.reason or ""
             yield event_type, number, version.since, f"{version.fingerprint}:{version.since.isoformat()}", attributes
-        if version.rejected_fingerprint is not None:
-            attributes = {"fingerprint": content, "reason": version.reason or ""}
-            yield "model.rejected", number, version.since, content, attributes
+        if version.state != "rejected" and version.reason is not None:
+            attributes = {"fingerprint": content, "reason": version.reason}
+            yield "model.rejected", number, version.since, f"{content}:{version.reason}", attributes
     if record.default_version is not None:
         attributes = {"previous": record.previous_version or ""}
         yield "model.promoted", record.default_version, record.effective_at, record.effective_at.isoformat(), attributes

@@ -109,8 +109,11 @@ def _version(
             reason=reason,
             rejected_fingerprint=rejected,
         )
-    same = before is not None and (before.state, before.fingerprint) == (version.state, version.fingerprint)
-    return version.model_copy(update={"since": before.since if same and before is not None else now})
+    if before is None or before.fingerprint != version.fingerprint:
+        return version.model_copy(update={"since": now})
+    if reason is None and before.rejected_fingerprint is None and before.state != "rejected":
+        version = version.model_copy(update={"reason": before.reason})  # why its trial ended
+    return version.model_copy(update={"since": before.since if before.state == version.state else now})
 
 
 def _leaving(before: ModelVersion | None, now: datetime, drain: timedelta) -> VersionState:
@@ -194,9 +197,14 @@ def with_canary(record: ModelRecord, version: str, share: float, now: datetime) 
     return record.model_copy(update={"canary": canary, "held": held, "versions": versions})
 
 
-def without_canary(record: ModelRecord) -> ModelRecord:
-    """The record without a version on trial; it stays held."""
-    return record.model_copy(update={"canary": None})
+def without_canary(record: ModelRecord, reason: str | None = None) -> ModelRecord:
+    """The record without a version on trial; it stays held, with the reason where it did badly."""
+    changes: dict[str, object] = {"canary": None}
+    if reason is not None and record.canary is not None:
+        number = record.canary.version
+        failed = record.versions[number].model_copy(update={"reason": reason})
+        changes["versions"] = record.versions | {number: failed}
+    return record.model_copy(update=changes)
 
 
 def _check_served(record: ModelRecord, version: str) -> None:
@@ -212,4 +220,5 @@ def _check_served(record: ModelRecord, version: str) -> None:
 
 
 def _chosen(version: ModelVersion, now: datetime) -> ModelVersion:
-    return version if version.state == "ready" else version.model_copy(update={"state": "ready", "since": now})
+    since = version.since if version.state == "ready" else now
+    return version.model_copy(update={"state": "ready", "since": since, "reason": None})

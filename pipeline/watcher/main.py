@@ -31,6 +31,7 @@ from pipeline.errors import PipelineError, PromotionError, SettingsError
 from pipeline.watcher.report import RegistrationReport
 from pipeline.watcher.repository_changes import Look, RepositoryChanges, look_at
 from pipeline.watcher.repository_pass import Places, RepositoryPass, utc_now
+from pipeline.watcher.trial_watch import TrialWatch
 from pipeline.watcher.triton_control import TritonControl
 from schemas.control import ControlCommand, ControlReply, ModelPromoteCommand, ModelPromoteReply
 from schemas.registry import ModelRecord
@@ -116,6 +117,8 @@ class Watcher:
         self._events = EventTopic(producer, settings.topic("events"))
         places = Places(settings.model_repository, settings.data_dir / "serving", options, settings.topic("models"))
         self._pass = RepositoryPass(places, servers, producer, drain=self._drain)
+        self._trials = TrialWatch(options, settings.topic("results"), settings.limits.record_bytes + (1 << 16))
+        resources.push_async_callback(self._trials.stop)
         control = ControlFollower(options, settings.topic("control"), self._obey, lambda: None)
         await control.start()
         resources.push_async_callback(control.stop)
@@ -127,12 +130,23 @@ class Watcher:
         """Makes passes until it is cancelled."""
         while True:
             await self._look_at_fleet()
+            await self._judge_trials()
             look = await asyncio.to_thread(look_at, self._settings.model_repository)
             if self._again or look != self._look or (self._due_at is not None and utc_now() >= self._due_at):
                 self._again = False  # a command that comes meanwhile sets it again
                 self._look = look
                 self._again |= not await self._make_pass()
             await self._changes.wait(self._pause_s())
+
+    async def _judge_trials(self) -> None:
+        """Ends the trials of versions that do worse than the default."""
+        for model_name, (version, reason) in self._trials.verdicts().items():
+            logger.warning("the trial of %s version %s ends: %s", model_name, version, reason)
+            try:
+                await self._pass.change(model_name, partial(_ended, version=version, reason=reason))
+            except (PipelineError, KafkaError) as error:
+                logger.warning("it cannot be announced yet: %s", error)
+            self._again = True
 
     def _pause_s(self) -> float:
         interval_s = self._settings.watcher.interval_s
@@ -156,6 +170,7 @@ class Watcher:
             for line, is_error in report.lines():
                 logger.log(logging.WARNING if is_error else logging.INFO, "%s", line)
         self._report = report
+        await self._trials.follow(report.records.values())
         steps = [step for record in report.records.values() if (step := next_step_at(record, self._drain)) is not None]
         self._due_at = min(steps, default=None)
         return not report.unreachable
@@ -229,6 +244,19 @@ class Watcher:
             "instances": dict(self._live),
             "faults": [] if report is None else [line for line, is_error in report.lines() if is_error],
         }
+
+
+def _ended(record: ModelRecord | None, version: str, reason: str) -> ModelRecord:
+    """The record without the trial of a version, with the reason; as it is where that is not tried any more.
+
+    Raises:
+        PromotionError: there is no record any more.
+    """
+    if record is None:
+        raise PromotionError("the model is gone")
+    if record.canary is None or record.canary.version != version:
+        return record
+    return without_canary(record, reason)
 
 
 def _promoted(record: ModelRecord | None, command: ModelPromoteCommand, now: datetime) -> ModelRecord:

@@ -140,6 +140,8 @@ async def place(
         "data_dir": serving_dir.parent,
         "model_repository": tmp_path / "repository",
         "watcher": WatcherSettings(interval_s=0.2, drain_s=0.3),
+        # One server of the stack's: a load takes it a second. What concerns several of them says so.
+        "triton": settings.triton.model_copy(update={"urls": triton_urls[:1]}),
     }
     own = settings.model_copy(update=changes)
     await create_topics(own)
@@ -152,8 +154,12 @@ async def place(
             await server.unload(made.model_name, 30)
 
 
-async def test_versions_take_over_and_the_one_before_the_previous_leaves(place: Place) -> None:
+async def test_versions_take_over_and_the_one_before_the_previous_leaves(
+    place: Place, triton_urls: tuple[str, ...]
+) -> None:
     """A new version answers once it is checked; the previous stays, the one before is unloaded and forgotten."""
+    fleet = place.settings.triton.model_copy(update={"urls": triton_urls})
+    place.settings = place.settings.model_copy(update={"triton": fleet})
     adding_model(place.repository, place.model_name, {"1": 10})
     config = place.folder / "config.pbtxt"
     config.write_text(config.read_text().replace("num_versions: 2", "num_versions: 1"))
@@ -366,3 +372,31 @@ def _die_at(patch: pytest.MonkeyPatch, owner: type, name: str, when: str) -> Non
         raise _Died
 
     patch.setattr(owner, name, dying)
+
+
+async def test_trial_of_a_version_that_fails_ends_by_itself(place: Place) -> None:
+    """Results say that it fails where the default does not: it is tried no more, held, and the log says why."""
+    adding_model(place.repository, place.model_name, {"1": 10, "2": 20})
+    async with place.watched() as watcher:
+        await place.until(default_is("2"))
+        assert (await place.promote("1")).error is None
+        assert (await place.promote("2", share=0.5)).error is None
+        async with asyncio.timeout(WAIT_S):
+            while watcher._trials._reading is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        producer = AIOKafkaProducer(**client_options(place.settings.kafka))
+        async with producer, asyncio.timeout(WAIT_S):
+            while (record := await place.record()) is None or record.canary is not None:
+                for version, status in (("1", "succeeded"), ("2", "failed")):
+                    value = orjson.dumps({"id": "a", "status": status, "model_version": version, "parameters": {}})
+                    headers = [("ce_subject", place.model_name.encode())]
+                    await producer.send_and_wait(place.settings.topic("results"), value, headers=headers)
+        assert (record.default_version, record.held) == ("1", ("2",))
+        assert "answers failed" in (record.versions["2"].reason or "")
+        await until_ready(watcher)
+        place.publish("3", ADDS.format(20))
+        later = await place.until(default_is("3"))
+        assert later is not None
+        assert later.versions["2"].reason == record.versions["2"].reason
+    rejected = [event for event in await place.events() if event["event_type"] == "model.rejected"]
+    assert {event["attributes"]["reason"] for event in rejected} == {record.versions["2"].reason}
