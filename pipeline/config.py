@@ -101,7 +101,7 @@ class CacheSettings(_Section):
     # 256 MiB is 200,000 answers of 1.3 kB, and small beside a worker's own 150 MB.
     max_bytes: int = Field(default=256 * MIB, ge=0)
     ttl_seconds: float = Field(default=3600.0, gt=0)
-    # What a look-up in the shared cache may cost a miss. On the same host one takes 0.15 ms and 64 at once take 3; on a
+    # How long Redis may take for look-ups, from when they left. On the same host one takes 0.15 ms, 64 at once 3; on a
     # busy host, 1 in 100 of single ones takes 3-4 (measured). 5 ms leaves room for these and for a network, and is half
     # of what a small batch takes to compute. While most look-ups take longer, nobody asks.
     shared_budget_ms: float = Field(default=5.0, gt=0, le=10_000)

@@ -23,8 +23,8 @@ from pipeline.dispatcher import Dispatcher
 from pipeline.flights import Flights, expired
 from pipeline.metrics import EngineMetrics
 from pipeline.ports import AnswerCache, Clock, SharedCache
+from schemas.decoded import DecodedRequest
 from schemas.errors import ErrorCode, WireError
-from schemas.request import InferenceRequest
 
 _BYPASS = CachePolicy(read=False, store=False, join=False)
 
@@ -84,7 +84,7 @@ class InferenceEngine:
         )
 
     async def perform_inference_with_cache_check(
-        self, request: InferenceRequest, enable_cache: bool | None = None
+        self, request: DecodedRequest, enable_cache: bool | None = None
     ) -> Answer:
         """Answers one request.
 
@@ -103,7 +103,7 @@ class InferenceEngine:
 
     def submit(
         self,
-        request: InferenceRequest,
+        request: DecodedRequest,
         waiter: Waiter,
         *,
         enable_cache: bool | None = None,
@@ -148,7 +148,7 @@ class InferenceEngine:
         """How many distinct keys are being computed, or looked for, now."""
         return len(self._flights)
 
-    def _deadline(self, request: InferenceRequest, requested_at: float | None, now: float) -> float | None:
+    def _deadline(self, request: DecodedRequest, requested_at: float | None, now: float) -> float | None:
         """The request's deadline in monotonic seconds.
 
         Raises:
@@ -165,7 +165,7 @@ class InferenceEngine:
 
     def _begin(
         self,
-        request: InferenceRequest,
+        request: DecodedRequest,
         waiter: Waiter,
         enabled: bool,
         deadline: float | None,
@@ -186,23 +186,23 @@ class InferenceEngine:
         encoded = version.all_outputs_encoded if outputs is version.all_outputs else encode_outputs(outputs)
         prepared.input_bytes = sum([len(tensor.raw) for tensor in tensors])
         key: bytes | None = None
-        scope: CacheScope | None = None
         stored: StoredAnswer | None = None
         if not enabled or not version.signature.cacheable:
             if policy.only_stored:
                 raise WireError(ErrorCode.CACHE_MISS, "cache_control: only-if-cached, and the cache is off")
             policy = _BYPASS
         else:
-            scope = version.scope_of(request.tenant)
-            key = cache_key(scope, content, encoded)
+            key = cache_key(version.scope_of(request.tenant), content, encoded)
             now = self._clock.monotonic()
             stored = self._cache.get(key, now) if policy.read else None
             if stored is not None and policy.takes(age_s := max(now - stored.stored_at, 0.0)):
                 self._metrics.count_hit(version.model_name, age_s)
                 return Answer("succeeded", version.version, stored, None, "hit", key, age_s)
-        flight = Flight(key, scope, version, tensors, outputs, encoded, parameters.keyed, parameters.server)
-        flight.replaces = stored is not None or not policy.read
         member = Member(waiter, request, "bypass", policy, enabled, deadline, 0.0, resolve_at)
+        if key is not None and self._flights.join(key, member):
+            return None
+        flight = Flight(key, request.tenant, version, tensors, outputs, encoded, parameters.keyed, parameters.server)
+        flight.replaces = stored is not None or not policy.read
         return self._flights.take_off(flight, member)
 
     def _resubmit(self, member: Member, resolve_at: float) -> Answer | None:

@@ -19,8 +19,8 @@ from pipeline.dispatcher import Dispatched, Dispatcher
 from pipeline.errors import InferenceServerError, InvalidTensor, ModelFailed, ModelNotReady, ServerUnavailable
 from pipeline.metrics import EngineMetrics
 from pipeline.ports import Clock, SharedAnswer
+from schemas.decoded import DecodedRequest
 from schemas.errors import ErrorCode, WireError
-from schemas.request import InferenceRequest
 
 # An unavailable fleet is asked again after this, doubling: it costs nothing, and a restart takes seconds.
 _RETRY_FIRST_S = 0.05
@@ -73,7 +73,7 @@ class Flights:
     def forget(self, wanted: Callable[[CacheScope], bool]) -> None:
         """What has been begun for these scopes is not stored any more: somebody clears the cache."""
         for flight in self._flights.values():
-            if flight.scope is not None and wanted(flight.scope):
+            if wanted(flight.scope):
                 flight.forgotten = True
 
     async def stop(self) -> None:
@@ -82,21 +82,27 @@ class Flights:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def join(self, key: bytes, member: Member) -> bool:
+        """Lets a request without a stored answer here wait for the flight of its key, where there is one it may."""
+        running = self._flights.get(key)
+        policy = member.policy
+        if running is None or not (policy.join or (policy.only_stored and policy.read and running.looking)):
+            return False
+        member.cache_status = "coalesced"
+        self._seat(member, running)
+        return True
+
     def take_off(self, flight: Flight, member: Member) -> Answer | None:
-        """A request without a stored answer here: it joins a flight of its key, or is the first of its own.
+        """A request that joined no flight is the first of its own.
 
         Returns:
             None: the member is told. An answer only where nothing may be computed, and nowhere else can be asked.
         """
-        key, scope, policy = flight.key, flight.scope, member.policy
-        if key is not None and scope is not None:
+        key, policy = flight.key, member.policy
+        if key is not None:
             running = self._flights.get(key)
-            if running is not None and (policy.join or (policy.only_stored and policy.read and running.looking)):
-                member.cache_status = "coalesced"
-                self._seat(member, running)
-                return None
-            may_ask = policy.read and running is None
-            flight.looking = may_ask and self._cache.ask_shared(key, scope, partial(self._looked_up, flight))
+            if policy.read and running is None:
+                flight.looking = self._cache.ask_shared(key, flight.scope, partial(self._looked_up, flight, key))
             member.cache_status = "miss" if policy.read else "refresh"
             if policy.only_stored and not flight.looking:
                 self._metrics.count(flight.version.model_name, member.cache_status)
@@ -120,18 +126,16 @@ class Flights:
         if not flight.looking:
             self._metrics.count(flight.version.model_name, member.cache_status)
 
-    def _looked_up(self, flight: Flight, found: SharedAnswer | None) -> None:
+    def _looked_up(self, flight: Flight, key: bytes, found: SharedAnswer | None) -> None:
         """The shared cache has an answer or has none, or took too long."""
         flight.looking = False
-        assert flight.key is not None, "only what has a key is looked up"
-        assert flight.scope is not None, "likewise"
         if found is not None and not flight.forgotten:
-            if flight.store and self._flights.get(flight.key) is flight:
-                self._cache.adopt(flight.key, flight.scope, found)
+            if flight.store and self._flights.get(key) is flight:
+                self._cache.adopt(key, flight.scope, found)
             self._hand_out(flight, found)
         self._fail([member for member in flight.waiting() if member.policy.only_stored], _NOT_STORED, flight)
         waiting = flight.waiting()
-        newer = self._flights.get(flight.key)
+        newer = self._flights.get(key)
         if not waiting:
             self._land(flight)
         elif newer is not None and newer is not flight:
@@ -175,21 +179,20 @@ class Flights:
             self._fail(flight.waiting(), WireError(_code(outcome.error), outcome.error.reason), flight, outcome)
 
     def _succeed(self, flight: Flight, outcome: Dispatched) -> None:
-        newest = self._land(flight)
+        key, newest = flight.key, self._land(flight)
         now = self._clock.monotonic()
         stored = stored_answer(outcome.outputs, stored_at=now, instance=outcome.instance)
         # A flight that a no-cache request overtook must not put its older answer over that one's. A version whose
         # content was replaced meanwhile may have answered with the new one under the old key.
-        if flight.scope is not None and newest and flight.store and self._catalog.is_served(flight.version):
-            assert flight.key is not None, "a scope comes with a key"
+        if key is not None and newest and flight.store and self._catalog.is_served(flight.version):
             own_ttl_s = flight.version.signature.cache_ttl_seconds
             ttl_s = self._ttl_s if own_ttl_s is None else own_ttl_s
-            self._cache.keep(flight.key, flight.scope, stored, ttl_s, replace=flight.replaces)
+            self._cache.keep(key, flight.scope, stored, ttl_s, replace=flight.replaces)
         for member in flight.waiting():
             self._tell(
                 member,
                 Answer(
-                    "succeeded", flight.version.version, stored, None, member.cache_status, flight.key, None,
+                    "succeeded", flight.version.version, stored, None, member.cache_status, key, None,
                     outcome.dispatched_at, outcome.inference_s, outcome.instance,
                 ),
             )  # fmt: skip
@@ -262,7 +265,7 @@ def _failure(error: WireError, member: Member, flight: Flight) -> Answer:
     return answer
 
 
-def expired(request: InferenceRequest) -> WireError:
+def expired(request: DecodedRequest) -> WireError:
     """A request's time was up before it had an answer."""
     return WireError(ErrorCode.EXPIRED, f"timeout_ms: {request.timeout_ms} ms from requested_at have passed")
 

@@ -72,14 +72,16 @@ class SharedCache(Protocol):
     """Stored answers by key, for all workers: the second level, behind each worker's own.
 
     It may be away, slow, full or emptied at any moment: that costs time within the look-up's budget, never an answer.
+    The budget is the cache's time, not that of a caller who is busy: it counts from when the question has left.
     """
 
     def look_up(self, key: bytes, scope: CacheScope, found: Callable[[SharedAnswer | None], None]) -> bool:
         """Asks for an answer; never blocks, never raises.
 
-        True: `found` is called exactly once, never inside this call, within the budget of one look-up, with the answer
-        or None. False: not asked, for the cache does not answer at present or too many look-ups wait; `found` is not
-        called. After `close`, False.
+        True: `found` is called exactly once, never inside this call, with the answer or None: within the budget where
+        nobody waits, and behind others at most that of 16 more pipelines, all of them in time; one that is late ends
+        the waiting for all. False: not asked, for the cache does not answer at present or too many look-ups wait;
+        `found` is not called. After `close`, False.
         """
 
     def store(
@@ -99,14 +101,18 @@ class SharedCache(Protocol):
         """
 
     def forget(self, wanted: Callable[[CacheScope], bool]) -> None:
-        """What waits to be written of these scopes is not written any more; never blocks, never raises."""
+        """What waits to be written of these scopes is not written any more; never blocks, never raises.
+
+        What has left for the cache by now is undone by a `clear` that begins after this, anybody's.
+        """
 
     async def clear(
         self, *, tenant: str | None = None, model_name: str | None = None, model_version: str | None = None
     ) -> int:
         """Removes the stored answers of these, and returns how many there were.
 
-        None stands for all of them; the tenant "" for requests without one. What is stored meanwhile may stay.
+        None stands for all of them; the tenant "" for requests without one. What was on its way when it began, from
+        whatever process, is removed or not written; what leaves meanwhile may stay.
 
         Raises:
             PipelineError: the cache cannot be asked; some answers may be removed already.

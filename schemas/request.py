@@ -26,6 +26,7 @@ from pydantic import (
     ValidationError,
 )
 
+from schemas.decoded import DecodedInput, DecodedRequest
 from schemas.errors import ErrorCode, WireError
 from schemas.structs import AsText, Stated, derived
 from schemas.tensor import Datatype, JsonData, Tensor, check_raw, json_data, raw_from_json
@@ -205,11 +206,11 @@ _decode: Callable[[bytes], Any] = msgspec.json.Decoder(_STRUCT.struct).decode
 _BRACKETS_SAFE = 200
 
 
-def decode_request(body: bytes | None, headers: Iterable[tuple[str, bytes]] = ()) -> InferenceRequest:
+def decode_request(body: bytes | None, headers: Iterable[tuple[str, bytes]] = ()) -> DecodedRequest:
     """A record's bytes as a request; binary tensors' bytes are put into their `data`.
 
-    What comes back has the members and methods of `InferenceRequest`; most often it is the struct derived from it
-    (`schemas/structs.py`), which is decoded in half the time.
+    What comes back is the struct derived from `InferenceRequest` (`schemas/structs.py`), which is decoded in half the
+    time; the model itself where the struct does not take the record and the model does.
 
     Raises:
         UndecodableRecordError: no JSON object can be read.
@@ -233,10 +234,10 @@ def decode_request(body: bytes | None, headers: Iterable[tuple[str, bytes]] = ()
     return request
 
 
-def _by_struct(body: bytes) -> InferenceRequest | None:
+def _by_struct(body: bytes) -> DecodedRequest | None:
     """A valid request's struct; None where the model has to decide, and to say why."""
     try:
-        request: InferenceRequest = _decode(body)
+        request: DecodedRequest = _decode(body)
         for name, validate in _STRUCT.late:
             if (text := getattr(request, name)) is not None:
                 setattr(request, name, validate(bytes(text)))
@@ -248,7 +249,7 @@ def _by_struct(body: bytes) -> InferenceRequest | None:
     return request
 
 
-def _validated(body: bytes) -> InferenceRequest:
+def _validated(body: bytes) -> DecodedRequest:
     if body.count(b"[") + body.count(b"{") <= _BRACKETS_SAFE and (found := _by_struct(body)) is not None:
         return found
     # The parser is lenient with these two words; they are no JSON. One letter is found, or not, five times faster.
@@ -328,7 +329,7 @@ def binary_header_length(value: bytes | None, bytes_max: int) -> int | None:
     return int(value)
 
 
-def _attach_binary(inputs: list[InputTensor], tail: bytes) -> None:
+def _attach_binary(inputs: Iterable[DecodedInput], tail: bytes) -> None:
     position = 0
     for tensor in inputs:
         size = tensor.parameters.get("binary_data_size")

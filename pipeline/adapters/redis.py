@@ -1,28 +1,46 @@
 """The shared second level of the cache in Redis (7.0 or later) or Valkey: `SharedCache` of the ports.
 
-All look-ups of one round of the event loop leave as one pipeline; while it is out, the next ones collect. A look-up is
-told "nothing" when its budget is over, and its late reply only counts: cancelling a running command would cost the
-connection. Answers are written behind, by a task of their own. One server, or something that looks like one: the keys
-of a Redis Cluster's pipelines would lie on several.
+All look-ups of one round of the event loop leave as one pipeline; while it is out, the next ones collect. The budget is
+Redis's: it counts from when the pipeline left. When it is over, all who wait are told "nothing", and late replies only
+count: cancelling would cost the connection. While a late pipeline is out, who asks waits a budget for it and no longer.
+
+Answers are written behind, by a task of their own, as a transaction that watches a key which every `clear` removes. One
+server, or something that looks like one: the keys of a Redis Cluster's pipelines would lie on several.
 """
 
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from pipeline.adapters.redis_connection import RedisGate, address_of, cause_of, client_of, is_of_another_type
+from pipeline.adapters.redis_connection import (
+    REPLY_S_MAX,
+    RedisGate,
+    ReplyBudget,
+    address_of,
+    cause_of,
+    client_of,
+    exchange_on,
+    packed,
+    refusal_in,
+)
 from pipeline.config import CacheSettings, RedisSettings
 from pipeline.core.answer import StoredAnswer, stored_answer
 from pipeline.core.cache_key import CacheScope, scopes_of
 from pipeline.core.circuit_breaker import Circuit
-from pipeline.core.shared_entry import RefusedEntryError, decode_entry, encode_entry, entry_name, entry_pattern
+from pipeline.core.look_up_queue import LookUp, LookUpQueue
+from pipeline.core.shared_entry import (
+    RefusedEntryError,
+    clear_mark,
+    decode_entry,
+    encode_entry,
+    entry_name,
+    entry_pattern,
+)
 from pipeline.core.write_behind import Write, WriteQueue
 from pipeline.errors import PipelineError
 from pipeline.metrics import SharedCacheMetrics
@@ -33,33 +51,16 @@ _log = logging.getLogger(__name__)
 
 # A value of 1 MiB takes 0.4-3 ms on the same host, one of 4 MiB 12: what cannot come back in time is not written.
 ENTRY_BYTES_MAX = 1 << 20
-# 25-40 us each, the client library's work and ours: a pipeline of 32 takes a millisecond, and the last of 128 that wait
-# behind it are told when a budget of 5 ms ends.
-_LOOK_UPS_OUT_MAX = 32
-_LOOK_UPS_WAITING_MAX = 128
+# 40 us each, the client library's work, ours, and what is done with the answer: others wait 1.3 ms for their turn.
+_TOLD_AT_ONCE_MAX = 32
 _WRITES_OUT_MAX = 64
 _BYTES_OUT_MAX = 1 << 20
-# A pipeline without a reply this long has lost its server; its connection is given up. The library's own time limit
-# is for each reply, and takes a third of a pipeline's time.
-_REPLY_S_MAX = 1.0
 _CLEAR_REPLY_S_MAX = 10.0
 _CLOSE_S_MAX = 1.0
-_SCAN_COUNT = 1000
 # Ten years: Redis refuses what its clock cannot count.
 _TTL_S_MAX = 315_360_000.0
-# A budget may be over only because this process was busy, and then the reply is here already: it is read, its reader
-# is woken and the pipeline's end is told within four rounds of the loop, asyncio's and uvloop's (measured). An idle
-# loop does eight in 20 us.
-_ROUNDS_OF_GRACE = 8
-
-
-@dataclass(slots=True, eq=False)
-class _LookUp:
-    key: bytes
-    name: str
-    asked_at: float
-    found: Callable[[SharedAnswer | None], None] | None
-    timer: asyncio.Handle | None = None
+# What a server is away by, where it is away; anything else is a mistake of ours, and the log has its place.
+_AWAY = (RedisError, OSError, EOFError)
 
 
 class RedisSharedCache:
@@ -89,39 +90,37 @@ class RedisSharedCache:
         self._client = client_of(redis)
         self.metrics = metrics or SharedCacheMetrics()
         self._budget_s = cache.shared_budget_ms / 1000
+        self._budget = ReplyBudget(self._budget_s, self._budget_over)
         self._prefix = prefix
+        self._clear_mark = clear_mark(prefix).encode()
         self._clock = clock
         self._where = f"the shared cache at {address_of(redis)}"
         # Asking it at all, and its taking of writes: a full or read-only Redis still answers look-ups.
         self._server = RedisGate(f"{self._where} is not asked", rng, clock, self.metrics.errors)
         self._writing = RedisGate(f"{self._where} is not written to", rng, clock, self.metrics.errors)
-        self._waiting: deque[_LookUp] = deque()
+        self._look_ups: LookUpQueue[SharedAnswer | None] = LookUpQueue()
         self._queue: WriteQueue[SharedAnswer] = WriteQueue(cache.shared_queue_bytes)
         self._asked = asyncio.Event()
         self._queued = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._late_counts_at = 0.0
         self._closed = False
 
     async def connect(self) -> None:
-        """Opens a connection, so that the first look-up's budget need not pay for it.
-
-        What fails here fails the first look-up too, which tells of it.
-        """
+        """Opens a connection, so that the first look-up need not; what fails here that one tells of."""
         with suppress(RedisError, OSError):
-            async with asyncio.timeout(_REPLY_S_MAX):
+            async with asyncio.timeout(REPLY_S_MAX):
                 await self._client.ping()
 
     def look_up(self, key: bytes, scope: CacheScope, found: Callable[[SharedAnswer | None], None]) -> bool:
         """See `pipeline.ports.SharedCache.look_up`."""
         now = self._clock.monotonic()
-        if self._closed or len(self._waiting) >= _LOOK_UPS_WAITING_MAX or not self._server.breaker.allows(now):
+        look_up = LookUp(key, entry_name(self._prefix, scope, key), now, found)
+        if self._closed or not self._server.breaker.allows(now) or not self._look_ups.offer(look_up):
             self.metrics.look_ups["not_asked",] += 1
             return False
         self._server.breaker.asking(now)
-        look_up = _LookUp(key, entry_name(self._prefix, scope, key), now, found)
-        look_up.timer = asyncio.get_running_loop().call_later(self._budget_s, self._budget_over, look_up)
-        self._waiting.append(look_up)
+        if self._look_ups.is_out and not self._budget.is_counting:
+            self._budget.begin()
         self._asked.set()
         self._start()
         return True
@@ -160,17 +159,19 @@ class RedisSharedCache:
         pattern = entry_pattern(self._prefix, tenant, model_name, model_version)
         cursor, removed = 0, 0
         try:
+            async with asyncio.timeout(_CLEAR_REPLY_S_MAX):
+                # First: what is on its way either is there by now, and found below, or is not written any more.
+                await self._client.unlink(self._clear_mark)
             while True:
                 async with asyncio.timeout(_CLEAR_REPLY_S_MAX):
-                    cursor, names = await self._client.scan(cursor, match=pattern, count=_SCAN_COUNT)
+                    cursor, names = await self._client.scan(cursor, match=pattern, count=1000)
                     if names:
                         removed += await self._client.unlink(*names)
                 if not cursor:
                     return removed
         except (RedisError, OSError) as error:  # asyncio's TimeoutError is an OSError
-            raise PipelineError(
-                f"{self._where} cannot be cleared, {removed} answers are gone: {cause_of(error)}"
-            ) from error
+            cause = f"{removed} answers are gone: {cause_of(error)}"
+            raise PipelineError(f"{self._where} cannot be cleared, {cause}") from error
 
     async def close(self) -> None:
         """See `pipeline.ports.SharedCache.close`."""
@@ -184,7 +185,7 @@ class RedisSharedCache:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for look_up in self._waiting:
+        for look_up in self._look_ups.give_up():
             self._settle(look_up, "failed", None)
         self.metrics.writes["dropped",] += self._queue.drop()
         await self._client.aclose()
@@ -200,43 +201,50 @@ class RedisSharedCache:
         while not self._closed:
             await self._asked.wait()
             self._asked.clear()
-            while self._waiting:
-                count = min(len(self._waiting), _LOOK_UPS_OUT_MAX)
-                batch = [self._waiting.popleft() for _ in range(count)]
+            while look_ups := self._look_ups.send():
+                bytes_read: int | None = None
                 try:
-                    await self._ask([look_up for look_up in batch if look_up.found is not None])
-                except Exception as error:  # noqa: BLE001 - a mistake of ours costs these answers, and no more
-                    _log.exception("look-ups in the shared cache failed; their answers are computed")
-                    self._server.failed(error)
+                    bytes_read = await self._ask(look_ups)
+                except Exception as error:  # noqa: BLE001 - whatever it is costs these answers, and no more
+                    self._failed(error, "look-ups in the shared cache failed; their answers are computed")
                 finally:
-                    for look_up in batch:
+                    for look_up in self._look_ups.landed(bytes_read):
+                        self._settle(look_up, "not_asked", None)
+                    self._budget.end()
+                    for look_up in look_ups:
                         self._settle(look_up, "failed", None)
 
-    async def _ask(self, look_ups: Sequence[_LookUp]) -> None:
-        if not look_ups:
-            return
-        pipeline = self._client.pipeline(transaction=False)
-        for look_up in look_ups:
-            # In this order: what replaces the entry in between looks older than it is, never younger.
-            pipeline.execute_command("PTTL", look_up.name)
-            pipeline.execute_command("GET", look_up.name)
-        replies = await self._replies(pipeline)
-        if isinstance(replies, Exception):
-            self._server.failed(replies)
-            return
-        refusals = [reply for reply in replies if isinstance(reply, Exception) and not is_of_another_type(reply)]
-        if refusals:
-            self._server.failed(refusals[0])
-            return
-        now = self._clock.monotonic()
-        if any(look_up.found is not None for look_up in look_ups):
+    async def _ask(self, look_ups: Sequence[LookUp[SharedAnswer | None]]) -> int:
+        """Sends one pipeline, and tells who asked while its replies are read; returns how many bytes they brought."""
+        # In this order: what replaces the entry in between looks older than it is, never younger.
+        names = [look_up.name.encode() for look_up in look_ups]
+        commands = b"".join([packed(b"PTTL", name) + packed(b"GET", name) for name in names])
+        refusal: Exception | None = None
+        in_time, bytes_read = False, 0
+        self._budget.begin()  # a connection that is not there yet is Redis's time, too
+        async with exchange_on(self._client) as exchange:
+            await exchange.send(commands)
+            self._budget.begin()
+            for number, look_up in enumerate(look_ups, 1):
+                left_ms, value = await exchange.reply(), await exchange.reply()
+                self._budget.read()
+                bytes_read += len(value) if isinstance(value, bytes) else 0
+                self.metrics.look_up_seconds.observe(self._clock.monotonic() - look_up.asked_at)
+                if (refused := refusal_in((left_ms, value))) is not None:
+                    refusal = refused
+                elif look_up.found is not None:
+                    in_time = True
+                    self._replied(look_up, left_ms, value)
+                if number % _TOLD_AT_ONCE_MAX == 0:
+                    exchange.goes_on()
+                    await asyncio.sleep(0)
+        if refusal is not None:
+            self._server.failed(refusal)
+        elif in_time:
             self._server.answered()
-        for look_up, left_ms, value in zip(look_ups, replies[::2], replies[1::2], strict=True):
-            self.metrics.look_up_seconds.observe(now - look_up.asked_at)
-            if look_up.found is not None:
-                self._replied(look_up, left_ms, value)
+        return bytes_read
 
-    def _replied(self, look_up: _LookUp, left_ms: int, value: Any) -> None:
+    def _replied(self, look_up: LookUp[SharedAnswer | None], left_ms: int, value: Any) -> None:
         try:
             shared = self._shared(look_up.key, left_ms, value)
         except RefusedEntryError as refused:
@@ -261,27 +269,18 @@ class RedisSharedCache:
         stored_at = self._clock.monotonic() - age_s
         return SharedAnswer(stored_answer(entry.tensors, stored_at=stored_at, instance=entry.instance), age_s, left_s)
 
-    def _budget_over(self, look_up: _LookUp, rounds_left: int = _ROUNDS_OF_GRACE) -> None:
-        if look_up.found is None:
-            return
-        if rounds_left:
-            loop = asyncio.get_running_loop()
-            look_up.timer = loop.call_soon(self._budget_over, look_up, rounds_left - 1)
-            return
-        now = self._clock.monotonic()
-        # All of a pipeline are late together, and that is one slow moment, not thirty.
-        if now >= self._late_counts_at or self._server.breaker.state is not Circuit.CLOSED:
-            self._late_counts_at = now + self._budget_s
+    def _budget_over(self) -> None:
+        untold = self._look_ups.give_up()
+        if untold:  # all are late together, and that is one slow moment, not a thousand
             self._server.late(f"no answer within {self._budget_s * 1000:g} ms")
-        self._settle(look_up, "late", None)
+        for look_up in untold:
+            self._settle(look_up, "late", None)
 
-    def _settle(self, look_up: _LookUp, outcome: str, shared: SharedAnswer | None) -> None:
+    def _settle(self, look_up: LookUp[SharedAnswer | None], outcome: str, shared: SharedAnswer | None) -> None:
         """Tells who asked, once; nothing where it was told before."""
         found, look_up.found = look_up.found, None
         if found is None:
             return
-        if look_up.timer is not None:
-            look_up.timer.cancel()
         self.metrics.look_ups[outcome,] += 1
         self.metrics.usable = self._server.breaker.state is Circuit.CLOSED
         _tell(found, shared)
@@ -304,12 +303,7 @@ class RedisSharedCache:
             await self._queued.wait()
             self._queued.clear()
             while self._queue:
-                try:
-                    await self._write_some()
-                except Exception as error:  # noqa: BLE001 - likewise
-                    _log.exception("answers could not be written to the shared cache")
-                    self._writing.failed(error)
-                    self._server.failed(error)
+                await self._write_some()
                 self.metrics.queue_bytes = self._queue.bytes_held
                 self.metrics.usable = self._server.breaker.state is Circuit.CLOSED
 
@@ -318,57 +312,66 @@ class RedisSharedCache:
         if not self._may_write(now):
             self.metrics.writes["dropped",] += self._queue.drop()
             return
-        pipeline = self._client.pipeline(transaction=False)
-        batch = self._packed(pipeline, now)
-        if not batch:
-            return
         self._server.breaker.asking(now)
         self._writing.breaker.asking(now)
-        replies = await self._replies(pipeline)
-        if isinstance(replies, Exception):
-            self.metrics.writes["failed",] += len(batch)
-            self._server.failed(replies)
+        try:
+            await self._write()
+        except ResponseError as refusal:
+            self._server.answered()
+            self._writing.failed(refusal)
+            self.metrics.writes["failed",] += self._queue.lose(_WRITES_OUT_MAX)
+        except Exception as error:  # noqa: BLE001 - likewise
+            self._failed(error, "answers could not be written to the shared cache")
             if self._writing.breaker.state is Circuit.HALF_OPEN:
-                self._writing.failed(replies)
+                self._writing.failed(error)
+            self.metrics.writes["failed",] += self._queue.lose(_WRITES_OUT_MAX)
+
+    async def _write(self) -> None:
+        """Writes the next batch, unless a `clear` comes in between; then it waits again.
+
+        Raises:
+            ResponseError: Redis takes no writes.
+            RedisError, OSError: it went away.
+        """
+        async with exchange_on(self._client) as exchange:
+            await exchange.watch(self._clear_mark)
+            # Taken and sent in one go: what is cleared before is not taken, what is cleared after is not done.
+            batch, commands = self._next_writes()
+            replies = await exchange.transaction(commands)
+        if replies is None:
+            self._queue.put_back()
             return
+        self._queue.landed()
         self._server.answered()
+        self._writing.answered()
         self._written(batch, replies)
 
-    def _packed(self, pipeline: Any, now: float) -> list[Write[SharedAnswer]]:
-        """The next writes, put into a pipeline: two commands each, one after the other."""
+    def _next_writes(self) -> tuple[list[Write[SharedAnswer]], list[bytes]]:
+        """The next batch, and its commands: two for each write, one after the other."""
+        now = self._clock.monotonic()
         batch: list[Write[SharedAnswer]] = []
-        packed_bytes = 0
-        while self._queue and len(batch) < _WRITES_OUT_MAX and packed_bytes < _BYTES_OUT_MAX:
-            write = self._queue.take()
+        commands: list[bytes] = []
+        for write in self._queue.send(_WRITES_OUT_MAX, _BYTES_OUT_MAX):
             left_s = write.expires_at - now
             if left_s < 0.001:
                 self.metrics.writes["expired",] += 1
+                write.forgotten = True
                 continue
-            age_s = now - write.answer.stored_at
-            entry, saved = encode_entry(write.key, write.answer, age_s=age_s, ttl_s=left_s)
-            name = entry_name(self._prefix, write.scope, write.key)
-            pipeline.pttl(name)
-            pipeline.set(name, entry, px=max(int(left_s * 1000), 1), nx=not write.replace, get=not write.replace)
-            packed_bytes += len(entry)
+            entry, saved = encode_entry(write.key, write.answer, age_s=now - write.answer.stored_at, ttl_s=left_s)
+            name = entry_name(self._prefix, write.scope, write.key).encode()
+            words = (name, entry, b"PX", b"%d" % max(int(left_s * 1000), 1))
+            commands += (packed(b"PTTL", name), packed(b"SET", *words, *(() if write.replace else (b"NX", b"GET"))))
+            self.metrics.bytes["out",] += len(entry)
             self.metrics.saved_bytes += saved
             batch.append(write)
-        self.metrics.bytes["out",] += packed_bytes
-        return batch
+        return batch, commands
 
     def _written(self, batch: Sequence[Write[SharedAnswer]], replies: Sequence[Any]) -> None:
-        refusal: Exception | None = None
         for write, left_ms, reply in zip(batch, replies[::2], replies[1::2], strict=True):
-            if isinstance(reply, Exception) and not is_of_another_type(reply):
-                self.metrics.writes["failed",] += 1
-                refusal = reply
-            elif reply is None or write.replace:
+            if reply is None or write.replace:
                 self.metrics.writes["stored",] += 1
             else:
                 self._lost(write, left_ms, reply)
-        if refusal is not None:
-            self._writing.failed(refusal)
-        else:
-            self._writing.answered()
 
     def _lost(self, write: Write[SharedAnswer], left_ms: int, reply: Any) -> None:
         """Another was first: its answer counts, unless nobody can read it."""
@@ -376,21 +379,18 @@ class RedisSharedCache:
             shared = self._shared(write.key, left_ms, reply)
         except RefusedEntryError as refused:
             self.metrics.refused_entries[refused.reason,] += 1
-            write.replace = True
-            self._enqueue(write)
+            if not write.forgotten:
+                write.replace = True
+                self._enqueue(write)
             return
         self.metrics.writes["not_first",] += 1
         if shared is not None:
             _tell(write.winner, shared)
 
-    async def _replies(self, pipeline: Any) -> list[Any] | Exception:
-        """The replies of a pipeline, errors among them, or the error that ended it as a whole."""
-        try:
-            async with asyncio.timeout(_REPLY_S_MAX):
-                replies: list[Any] = await pipeline.execute(raise_on_error=False)
-                return replies
-        except Exception as error:  # noqa: BLE001 - whatever it is, the cache does not answer: counted, and told once
-            return error
+    def _failed(self, error: Exception, told: str) -> None:
+        if not isinstance(error, _AWAY):
+            _log.error("%s", told, exc_info=error)
+        self._server.failed(error)
 
 
 def _tell(callback: Callable[[Told], None], shared: Told) -> None:

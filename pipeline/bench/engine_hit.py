@@ -24,7 +24,8 @@ from pipeline.core.parameters import sort_parameters
 from pipeline.core.result_record import ResultRecord
 from pipeline.core.validation import check_inputs, requested_outputs
 from pipeline.engine import InferenceEngine, Prepared
-from schemas.request import InferenceRequest, decode_request
+from schemas.decoded import DecodedRequest
+from schemas.request import decode_request
 
 _BAR_US = 15.0
 
@@ -36,7 +37,7 @@ class _Sample:
     value: bytes
     headers: list[tuple[str, bytes]]
     place: Place
-    request: InferenceRequest
+    request: DecodedRequest
     exchange: Exchange
     prepared: Prepared
     answer: Answer
@@ -102,7 +103,7 @@ class _HitPath:
         return encode(sample.exchange, sample.answer, sample.prepared)
 
 
-def key_of(engine: InferenceEngine, request: InferenceRequest) -> bytes:
+def key_of(engine: InferenceEngine, request: DecodedRequest) -> bytes:
     """Validates a request against its model and makes its cache key, as the engine does."""
     version = engine.catalog.resolve(request.model_name, request.model_version, time.time())
     parameters = sort_parameters(request.parameters)

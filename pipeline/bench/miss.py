@@ -18,7 +18,8 @@ from pipeline.core.catalog import ModelCatalog
 from pipeline.engine import InferenceEngine
 from pipeline.metrics import EngineMetrics
 from pipeline.worker.assembly import engine_of
-from schemas.request import InferenceRequest, decode_request
+from schemas.decoded import DecodedRequest
+from schemas.request import decode_request
 
 _BAR = Bar("ratio_at_least", 0.9)
 IN_FLIGHT = 64
@@ -77,7 +78,7 @@ async def _throughput(
     ]  # fmt: skip
 
 
-def _requests(count: int) -> list[InferenceRequest]:
+def _requests(count: int) -> list[DecodedRequest]:
     records = RequestRecords(count)
     return [decode_request(record.value, record.headers) for record in records.take(count)]
 

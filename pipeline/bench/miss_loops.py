@@ -23,6 +23,7 @@ from pipeline.core.routing import Router
 from pipeline.dispatcher import Dispatched, Dispatcher
 from pipeline.engine import InferenceEngine
 from pipeline.metrics import EngineMetrics
+from schemas.decoded import DecodedRequest
 from schemas.request import InferenceRequest, InputTensor
 from schemas.tensor import Tensor
 
@@ -37,7 +38,7 @@ class EngineLoop:
     It stands where the worker stands: answers of a batch come one after the other, then the next batch leaves.
     """
 
-    def __init__(self, engine: InferenceEngine, requests: list[InferenceRequest]) -> None:
+    def __init__(self, engine: InferenceEngine, requests: list[DecodedRequest]) -> None:
         self._engine = engine
         self._requests = iter(requests)
         self._left = len(requests)

@@ -29,8 +29,7 @@ from pipeline.stack.ports import PortBook
 _SEED = 20261127
 # A start of 10 s on a busy machine, then a worker that is six times slower than it is asked.
 _START_S, _RATE_MIN = 60.0, 150.0
-# Before the restart. A backlog instead would have the shared cache's look-ups come late, and while most of them do it
-# is not written to either: 535 of 1,039 answers were not in it.
+# Before the restart, for answers that are all stored: a backlog would be taken in faster than it is written behind.
 _FASTER = 3
 # How far a request may be sent behind its time: at 300/s, three leave at once.
 _TICK_S = 0.01

@@ -89,6 +89,7 @@ async def start_all(stack: Stack, settings: Settings, workers: int, tell: Tell, 
     full = with_endpoints(settings, await stack.start_servers())
     await asyncio.gather(_prepare_kafka(full, tell), _prepare_clickhouse(full, tell))
     await _start_processes(stack, full, workers, with_sink=with_sink)
+    stack.set_started()
     return full
 
 

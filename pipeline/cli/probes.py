@@ -52,7 +52,11 @@ async def probe_all(settings: Settings, running: StackState | None) -> list[Prob
     other = running.endpoints.other if running is not None else {}
     for name, address in sorted(other.items()):
         probes.append(_process(name, address))
-    return list(await asyncio.gather(*probes))
+    probed = list(await asyncio.gather(*probes))
+    if running is not None and not running.started:
+        # Between two parts everything that is listed may be ready, and the next part is not listed yet.
+        probed.append(Probed("stack", "stack", str(settings.data_dir), problem="not everything has been started yet"))
+    return probed
 
 
 async def _answered(kind: str, name: str, address: str, facts: Mapping[str, Any], question: Awaitable[Any]) -> Probed:

@@ -18,8 +18,9 @@ import orjson
 from pipeline.core.cache_key import content_digest, partition_key
 from pipeline.core.exchange import utc_text
 from pipeline.core.parameters import check_input_parameters, kept_output_parameters, sort_parameters
+from schemas.decoded import DecodedRequest
 from schemas.errors import ErrorCode, WireError
-from schemas.request import BINARY_HEADER, InferenceRequest, UndecodableRecordError, decode_request
+from schemas.request import BINARY_HEADER, UndecodableRecordError, decode_request
 from schemas.tensor import Tensor, from_numpy, json_from_raw
 
 Headers = list[tuple[str, bytes]]
@@ -178,7 +179,7 @@ def _dumps(fields: Mapping[str, Any]) -> bytes:
         raise WireError(ErrorCode.INVALID_REQUEST, f"the request cannot be written as JSON: {error}") from None
 
 
-def _read_back(value: bytes, headers: Headers) -> InferenceRequest:
+def _read_back(value: bytes, headers: Headers) -> DecodedRequest:
     try:
         request = decode_request(value, [(BINARY_HEADER, length) for _, length in headers])
     except UndecodableRecordError as error:
@@ -191,7 +192,7 @@ def _read_back(value: bytes, headers: Headers) -> InferenceRequest:
     return request
 
 
-def _key(request: InferenceRequest, tensors: Sequence[Tensor]) -> bytes:
+def _key(request: DecodedRequest, tensors: Sequence[Tensor]) -> bytes:
     content = content_digest(tensors, sort_parameters(request.parameters).keyed)
     return partition_key(request.tenant, request.model_name, content).encode()
 

@@ -19,7 +19,8 @@ from operator import attrgetter
 
 from blake3 import blake3
 
-from schemas.request import InferenceRequest, Parameters
+from schemas.decoded import DecodedRequest
+from schemas.request import Parameters
 from schemas.tensor import Tensor
 
 # Every field of a request is classified; a test fails when a new one is not.
@@ -34,7 +35,7 @@ NOT_CONTENT = frozenset({"id", "requested_at", "source_ip"})
 # what costs (600 KB: 30 us of 90).
 _JOIN_BYTES_MAX = 64 * 1024
 _CONTENT = b"content/1"
-_CONTENT_OF_ONE = _CONTENT + b"\1\0\0\0"
+_NO_PARAMETERS = b"\0\0\0\0"
 _CACHE = b"cache/1"
 _PARTITION = b"partition/1"
 _REQUEST = b"request/1"
@@ -85,17 +86,23 @@ def content_digest(tensors: Sequence[Tensor], parameters: Mapping[str, object]) 
     """
     if len(tensors) == 1 and not parameters:
         name, datatype, shape, raw = tensors[0]
-        size = len(raw)
-        if size <= _JOIN_BYTES_MAX:
-            digest_of = _remembered_content if size <= _RAW_BYTES_REMEMBERED else _content_of_one
-            return digest_of(_tensor_header(name, datatype, shape), raw)
-    parts = [_CONTENT, len(tensors).to_bytes(4, "little")]
+        header = _tensor_header(name, datatype, shape)
+        if len(raw) <= _RAW_BYTES_REMEMBERED:
+            return _remembered_content(header, raw)
+        return _digest_of([(header, raw)], _NO_PARAMETERS)
+    inputs = [(_tensor_header(*tensor[:3]), tensor.raw) for tensor in sorted(tensors, key=_by_name)]
+    return _digest_of(inputs, _parameters(parameters) if parameters else _NO_PARAMETERS)
+
+
+def _digest_of(inputs: Sequence[tuple[bytes, bytes]], parameters: bytes) -> bytes:
+    """The digest of headers with their raw bytes, in their order, and of encoded parameters."""
+    parts = [_CONTENT, len(inputs).to_bytes(4, "little")]
     total = 0
-    for name, datatype, shape, raw in sorted(tensors, key=_by_name):
+    for header, raw in inputs:
         size = len(raw)
         total += size
-        parts += (_tensor_header(name, datatype, shape), size.to_bytes(8, "little"), raw)
-    parts.append(_parameters(parameters) if parameters else b"\0\0\0\0")
+        parts += (header, size.to_bytes(8, "little"), raw)
+    parts.append(parameters)
     if total <= _JOIN_BYTES_MAX:
         return blake3(b"".join(parts)).digest()
     digest = blake3()
@@ -104,15 +111,15 @@ def content_digest(tensors: Sequence[Tensor], parameters: Mapping[str, object]) 
     return digest.digest()
 
 
-def _content_of_one(head: bytes, raw: bytes) -> bytes:
-    return blake3(b"%b%b%b%b\0\0\0\0" % (_CONTENT_OF_ONE, head, len(raw).to_bytes(8, "little"), raw)).digest()
-
-
 # What is asked again has the same digests again: 0.3 us instead of 1.3 for a content, instead of 0.7 for a key. So many
 # are remembered, 4 MB each of usual ones; where nothing repeats it costs each of them 0.3 us.
 _DIGESTS_REMEMBERED = 8192
 _RAW_BYTES_REMEMBERED = 2048
-_remembered_content = lru_cache(maxsize=_DIGESTS_REMEMBERED)(_content_of_one)
+
+
+@lru_cache(maxsize=_DIGESTS_REMEMBERED)
+def _remembered_content(header: bytes, raw: bytes) -> bytes:
+    return _digest_of([(header, raw)], _NO_PARAMETERS)
 
 
 @lru_cache(maxsize=4096)
@@ -193,7 +200,7 @@ def partition_key(tenant: str | None, model_name: str, content: bytes) -> str:
     return blake3(_scope(_PARTITION, tenant, model_name) + content).hexdigest(16)
 
 
-def request_digest(request: InferenceRequest, content: bytes) -> str:
+def request_digest(request: DecodedRequest, content: bytes) -> str:
     """What a repeated id is compared by, 32 hex characters: the whole request but id, requested_at and source_ip."""
     outputs = b"\0"
     if request.outputs is not None:

@@ -7,7 +7,8 @@ from pipeline.core.answer import Answer
 from pipeline.core.cache_key import CacheScope
 from pipeline.core.cache_policy import CachePolicy
 from pipeline.core.catalog import ServedVersion
-from schemas.request import InferenceRequest, Parameters
+from schemas.decoded import DecodedRequest
+from schemas.request import Parameters
 from schemas.result import CacheStatus
 from schemas.tensor import Tensor
 
@@ -41,7 +42,7 @@ class Member:
     """
 
     waiter: Waiter
-    request: InferenceRequest
+    request: DecodedRequest
     cache_status: CacheStatus
     policy: CachePolicy
     enable_cache: bool
@@ -58,7 +59,8 @@ class Flight:
     """One inference that runs, or waits to.
 
     Attributes:
-        key: the cache key, or None where nothing may be shared or stored; `scope` likewise.
+        key: the cache key, or None where nothing may be shared or stored.
+        tenant: whose answers it may be stored with.
         version: the version that is asked, and no other.
         outputs: names asked for, each with the parameters that reach the server.
         parameters: those that reach the model; `server_parameters` are the server's own.
@@ -70,7 +72,7 @@ class Flight:
     """
 
     key: bytes | None
-    scope: CacheScope | None
+    tenant: str | None
     version: ServedVersion
     tensors: tuple[Tensor, ...]
     outputs: tuple[tuple[str, Parameters], ...]
@@ -88,6 +90,11 @@ class Flight:
         """One more request that this flight answers."""
         member.flight = self
         self.members.append(member)
+
+    @property
+    def scope(self) -> CacheScope:
+        """Whose answers, and of what."""
+        return self.version.scope_of(self.tenant)
 
     @property
     def rows(self) -> int:

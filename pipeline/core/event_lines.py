@@ -11,8 +11,9 @@ import uuid_utils
 from pipeline.core.answer import Answer, tensor_head
 from pipeline.core.exchange import Exchange, utc_second_text, utc_text
 from pipeline.core.result_record import ResultRecord
+from schemas.decoded import DecodedInput, DecodedRequest
 from schemas.event import EVENT_NAMESPACE
-from schemas.request import InferenceRequest, InputTensor, normalized_ip
+from schemas.request import normalized_ip
 from schemas.tensor import JsonData
 
 _NAMESPACE = uuid_utils.UUID(str(EVENT_NAMESPACE))
@@ -122,7 +123,7 @@ def _end(exchange: Exchange, answer: Answer, expires_at: str) -> str:
     )
 
 
-def _bodies(request: InferenceRequest | None, record: ResultRecord) -> bytes:
+def _bodies(request: DecodedRequest | None, record: ResultRecord) -> bytes:
     inputs, parameters = b"[]", b"{}"
     if request is not None:
         inputs = b"[%b]" % b",".join([_input(tensor) for tensor in request.inputs])
@@ -151,7 +152,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _input(tensor: InputTensor) -> bytes:
+def _input(tensor: DecodedInput) -> bytes:
     head, data = tensor_head(tensor.name, tensor.datatype, tuple(tensor.shape)), tensor.data
     if type(data) is bytes:
         return b'%b,"base64":"%b"}' % (head, base64.b64encode(data))

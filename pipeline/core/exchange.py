@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from time import gmtime, strftime
 
-from schemas.request import InferenceRequest
+from schemas.decoded import DecodedRequest
 
 
 @lru_cache(maxsize=256)
@@ -56,7 +56,7 @@ class Exchange:
     tenant: str | None = None
     own_id: str | None = None
     model_name: str = ""
-    request: InferenceRequest | None = None
+    request: DecodedRequest | None = None
     requested_at: float = 0.0
     digest: str = ""
     input_bytes: int = 0

@@ -2,8 +2,9 @@
 
 from typing import NamedTuple
 
+from schemas.decoded import DecodedInput, DecodedOutput
 from schemas.errors import ErrorCode, WireError
-from schemas.request import InputTensor, Parameters, RequestedOutput
+from schemas.request import Parameters
 
 # Triton's own arguments of an inference, not the model's: they change when it runs, not what it answers.
 _SERVER = frozenset({"priority", "timeout"})
@@ -59,7 +60,7 @@ def sort_parameters(parameters: Parameters) -> SortedParameters:
     return SortedParameters(keyed, server, sequenced)
 
 
-def check_input_parameters(tensor: InputTensor) -> None:
+def check_input_parameters(tensor: DecodedInput) -> None:
     """Refuses an input's parameters that nothing here understands.
 
     Raises:
@@ -72,7 +73,7 @@ def check_input_parameters(tensor: InputTensor) -> None:
             )
 
 
-def kept_output_parameters(output: RequestedOutput) -> Parameters:
+def kept_output_parameters(output: DecodedOutput) -> Parameters:
     """An output's parameters without those of transport.
 
     Raises:

@@ -57,7 +57,7 @@ class Usage(NamedTuple):
 
 
 class Cleared(NamedTuple):
-    """What `clear` dropped: entries, and the bytes that are free now."""
+    """What `clear` dropped: entries, and their bytes, which are free a little later."""
 
     entries: int
     bytes: int
@@ -82,6 +82,8 @@ class ResponseCache(Generic[Value]):
         self.stats = CacheStats()
         self._entries: dict[bytes, Entry[Value]] = {}
         self._scopes: dict[bytes, ScopeCount[Value]] = {}
+        # Scopes as they were cleared: what is left of their entries is given to nobody.
+        self._cleared: set[ScopeCount[Value]] = set()
         # The hand points at the first.
         self._tenants: OrderedDict[str | None, TenantQueues[Value]] = OrderedDict()
         # All entries by when they were stored. A sweep goes from the newest to the oldest, so that what is stored while
@@ -90,15 +92,20 @@ class ResponseCache(Generic[Value]):
         self._mark: Entry[Value] = ring_end()
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._entries) - sum([count.entries for count in self._cleared])
+
+    @property
+    def holds_cleared(self) -> bool:
+        """Whether memory is still held by entries that were cleared: `sweep` frees it."""
+        return bool(self._cleared)
 
     def get(self, key: bytes, now: float) -> Value | None:
         """The stored value, or None. `now` is in the seconds of `put`'s `expires_at`."""
         entry = self._entries.get(key)
         if entry is None:
             return None
-        if entry.expires_at <= now:
-            self.stats.expired += 1
+        if entry.expires_at <= now or (self._cleared and entry.count in self._cleared):
+            self.stats.expired += entry.count not in self._cleared
             self._drop(entry)
             return None
         if entry.frequency < FREQUENCY_MAX:
@@ -147,25 +154,24 @@ class ResponseCache(Generic[Value]):
             self._drop(entry)
 
     def clear(self, wanted: Callable[[CacheScope], bool] | None = None) -> Cleared:
-        """Forgets the entries of the scopes that are wanted, at once: 1 us for each.
+        """Forgets the entries of the scopes that are wanted: none of them is given from now on.
+
+        It takes as long as there are scopes, however many entries they have: 1 us for each. The entries' memory is
+        freed by `sweep`, or where room is needed.
 
         Args:
             wanted: asked once for each scope; None for all of them. It leaves the cache alone.
         """
-        entries, held = len(self._entries), self.bytes_used
-        counts = {count for count in self._scopes.values() if wanted is None or wanted(count.scope)}
-        entry = self._all.older if counts else self._all
-        while entry is not self._all:
-            older = entry.older
-            if entry is not self._mark and entry.count in counts:
-                self._drop(entry)
-            entry = older
-        cleared = Cleared(entries - len(self._entries), held - self.bytes_used)
+        gone = [count for count in self._scopes.values() if wanted is None or wanted(count.scope)]
+        for count in gone:
+            del self._scopes[count.scope.encoded]
+        self._cleared.update(gone)
+        cleared = Cleared(sum([count.entries for count in gone]), sum([count.bytes for count in gone]))
         self.stats.cleared += cleared.entries
         return cleared
 
     def sweep(self, now: float, is_kept: Callable[[CacheScope], bool], steps: int) -> bool:
-        """Goes on over the entries from where it stopped, and drops what is of no use any more.
+        """Goes on over the entries from where it stopped, and drops what is of no use any more, or was cleared.
 
         Any use of the cache between two calls is fine: a round meets every entry that was there when it began, and
         takes no more steps than there were.
@@ -188,8 +194,10 @@ class ResponseCache(Generic[Value]):
             older, count = entry.older, entry.count
             kept = verdicts.get(count)
             if kept is None:
-                kept = verdicts[count] = is_kept(count.scope)
-            if entry.expires_at <= now:
+                kept = verdicts[count] = count not in self._cleared and is_kept(count.scope)
+            if not kept and count in self._cleared:
+                self._drop(entry)
+            elif entry.expires_at <= now:
                 self.stats.expired += 1
                 self._drop(entry)
             elif not kept:
@@ -231,7 +239,7 @@ class ResponseCache(Generic[Value]):
         # What it may use is what it has: it gives only what others are entitled to. Alone it is the bound.
         entry = queues.evict(min(held, bytes_max))
         self.bytes_used += queues.bytes - held
-        self.stats.evicted += 1
+        self.stats.evicted += entry.count not in self._cleared
         del self._entries[entry.key]
         if not entry.count.entries:
             self._forget(entry.count)
@@ -260,7 +268,10 @@ class ResponseCache(Generic[Value]):
     def _forget(self, count: ScopeCount[Value]) -> None:
         """A scope without entries goes, and a tenant without entries with the keys that it remembers."""
         queues = count.queues
-        del self._scopes[count.scope.encoded]
+        if count in self._cleared:
+            self._cleared.remove(count)
+        else:
+            del self._scopes[count.scope.encoded]
         queues.bytes -= SCOPE_BYTES
         self.bytes_used -= SCOPE_BYTES
         if not queues.entries:

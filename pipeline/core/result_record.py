@@ -7,7 +7,7 @@ import orjson
 
 from pipeline.core.answer import Answer, StoredAnswer, output_as_json, output_head
 from pipeline.core.exchange import Exchange
-from schemas.request import InferenceRequest
+from schemas.decoded import DecodedRequest
 
 Headers = list[tuple[str, bytes]]
 
@@ -41,7 +41,7 @@ def _quoted(text: str) -> bytes:
     return orjson.dumps(text)
 
 
-def binary_outputs(request: InferenceRequest | None) -> frozenset[str] | None:
+def binary_outputs(request: DecodedRequest | None) -> frozenset[str] | None:
     """The outputs asked for in binary form: names, or None for all of them."""
     if request is None or (not request.parameters and request.outputs is None):
         return frozenset()

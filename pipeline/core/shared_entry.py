@@ -172,6 +172,11 @@ def entry_pattern(prefix: str, tenant: str | None, model_name: str | None, model
     return _names(prefix, tenant, model_name, model_version) + "*"
 
 
+def clear_mark(prefix: str) -> str:
+    """The name of what every clear removes, and no pattern of entries matches: `{prefix}cache:1:uncleared`."""
+    return f"{_escaped(prefix)}cache:{_VERSION}:uncleared"
+
+
 @lru_cache(maxsize=4096)
 def _names(prefix: str, *names: str | None) -> str:
     parts = ["*" if name is None else _escaped(name) for name in names]

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from pipeline.core.catalog import ServedVersion
 from pipeline.core.parameters import check_input_parameters, kept_output_parameters
+from schemas.decoded import DecodedRequest
 from schemas.errors import ErrorCode, WireError
 from schemas.registry import TensorSpec
-from schemas.request import InferenceRequest, Parameters
+from schemas.request import Parameters
 from schemas.tensor import Tensor
 
 Layout = tuple[tuple[str | int, ...], ...]
@@ -15,7 +16,7 @@ _NO_PARAMETERS: Parameters = {}
 _LAYOUTS_REMEMBERED = 4096
 
 
-def check_inputs(version: ServedVersion, request: InferenceRequest) -> tuple[Tensor, ...]:
+def check_inputs(version: ServedVersion, request: DecodedRequest) -> tuple[Tensor, ...]:
     """The request's inputs in raw form, in its own order.
 
     Raises:
@@ -33,7 +34,7 @@ def check_inputs(version: ServedVersion, request: InferenceRequest) -> tuple[Ten
     return tuple([given.to_tensor() for given in request.inputs])
 
 
-def _check_layout(version: ServedVersion, request: InferenceRequest) -> None:
+def _check_layout(version: ServedVersion, request: DecodedRequest) -> None:
     """Names, datatypes and shapes: most requests of a model have one of a few layouts, which are remembered."""
     max_batch_size = version.signature.max_batch_size
     rows = -1
@@ -76,7 +77,7 @@ def _check_names(version: ServedVersion, names: Sequence[str]) -> None:
         raise _invalid(missing, f"is missing, {_name(version)} expects {_names(version)}")
 
 
-def requested_outputs(version: ServedVersion, request: InferenceRequest) -> tuple[tuple[str, Parameters], ...]:
+def requested_outputs(version: ServedVersion, request: DecodedRequest) -> tuple[tuple[str, Parameters], ...]:
     """The outputs to compute, each with the parameters that reach the server; all of them where none is named.
 
     Raises:

@@ -35,13 +35,18 @@ class ProcessId:
 
 @dataclass(frozen=True, slots=True)
 class StackState:
-    """The content of `stack.json`."""
+    """The content of `stack.json`.
+
+    Attributes:
+        started: everything that is to run was ready once. Until then what is not listed yet may still come.
+    """
 
     run_id: str
     boot_id: str
     supervisor: ProcessId
     endpoints: Endpoints = field(default_factory=Endpoints)
     processes: dict[str, ProcessId] = field(default_factory=dict)
+    started: bool = False
 
     def write(self, data_dir: Path) -> None:
         """Replace the state file as a whole: a reader sees the old one or the new one."""
@@ -92,6 +97,7 @@ def read_state(data_dir: Path) -> StackState | None:
             supervisor=ProcessId(**content["supervisor"]),
             endpoints=Endpoints(**{**ends, "triton": tuple(TritonEndpoint(**one) for one in ends["triton"])}),
             processes={name: ProcessId(**one) for name, one in content["processes"].items()},
+            started=content["started"],
         )
     except FileNotFoundError:
         return None

@@ -62,6 +62,7 @@ class Stack:
         self._parts: dict[str, Part] = {}
         self._run_id = uuid.uuid4().hex
         self._hurry = asyncio.Event()
+        self._started = False
         self._stopping = False
         self._owner: asyncio.Task[object] | None = None
         self._closing = ExitStack()
@@ -176,6 +177,11 @@ class Stack:
         self.endpoints = replace(self.endpoints, other=self.endpoints.other | {name: address})
         self._write_state()
 
+    def set_started(self) -> None:
+        """Publish in the state file that nothing more is to come: what runs is all that should."""
+        self._started = True
+        self._write_state()
+
     async def wait_stopped(self) -> None:
         """Wait until a signal ends the block (by cancellation: what follows inside it does not run)."""
         await asyncio.Event().wait()
@@ -217,7 +223,8 @@ class Stack:
         own = ProcessId(os.getpid(), read_start_ticks(os.getpid()) or 0)
         children = ((name, part.child) for name, part in self._parts.items())
         processes = {name: child.id for name, child in children if child is not None and child.id is not None}
-        StackState(self._run_id, read_boot_id(), own, self.endpoints, processes).write(self.plan.data_dir)
+        state = StackState(self._run_id, read_boot_id(), own, self.endpoints, processes, self._started)
+        state.write(self.plan.data_dir)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stopping:

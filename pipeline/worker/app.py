@@ -1,9 +1,11 @@
 """The Faust app: group membership, assignment, flow control and commits around our own transport."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import faust
+from faust.tables.manager import TableManager
 from faust.types.events import EventT
 from yarl import URL
 
@@ -11,6 +13,8 @@ from pipeline.adapters.kafka import client_options, tls_context
 from pipeline.config import Settings
 from pipeline.worker.membership import Membership
 from pipeline.worker.transport import FETCHED_RECORDS_FIRST, ChunkConsumer, ChunkSchema, ChunkTransport
+
+logger = logging.getLogger(__name__)
 
 # How often the coordinator's fate is looked at. Faust never asks, and a worker whose coordinator failed would stay
 # alive with nothing assigned.
@@ -26,11 +30,13 @@ class WorkerApp(faust.App):
         membership: what the heartbeats say.
         open_lanes: is called in every generation, after the partitions are assigned and before they are read.
         on_progress: is called whenever something was committed or given away.
+        gone: topics it reads that were deleted; it has no partitions of them, and takes those that come with a new one.
         on_failure: is told why this process cannot go on. Faust's own `crash` would take the consumer down first, and
             its lanes with it, before anybody could commit what they have.
     """
 
     membership: Membership
+    gone: tuple[str, ...] = ()
     open_lanes: Callable[[ChunkConsumer, int], Awaitable[None]]
     on_progress: Callable[[], None]
     on_failure: Callable[[BaseException], None]
@@ -56,10 +62,29 @@ class WorkerApp(faust.App):
             await self.sleep(_WATCH_S)
             try:
                 if self._consumer is not None:
-                    cast("ChunkConsumer", self._consumer).group.check()
+                    group = cast("ChunkConsumer", self._consumer).group
+                    group.check()
+                    self._note_gone(group.gone_topics() if self.consumer_generation_id > 0 else ())
             except Exception as error:  # noqa: BLE001 - whatever it is, this process cannot go on
                 self.on_failure(error)
                 return
+
+    def _note_gone(self, topics: tuple[str, ...]) -> None:
+        """Tells once what is waited for, and that the wait is over."""
+        if topics and topics != self.gone:
+            logger.warning("topics are gone: %s; `pipeline topics create` makes them; waiting", ", ".join(topics))
+        elif self.gone and not topics:
+            logger.info("topics are there again: %s", ", ".join(self.gone))
+        self.gone = topics
+
+
+class NoTables(TableManager):
+    """The tables of an app that has none: Faust's own waits a second for modules to declare theirs."""
+
+    async def on_start(self) -> None:
+        """Starts at once."""
+        await self._update_channels()
+        await self.recovery.start()
 
 
 def create_app(
@@ -96,6 +121,7 @@ def create_app(
         agent_supervisor="mode.CrashingSupervisor",
         topic_allow_declare=False,
         topic_disable_leader=True,
+        TableManager=NoTables,
         # Selects Faust's sticky assignor: with 0, every rebalance moves every partition away from its cache.
         table_standby_replicas=1,
         # In chunks: 16 of at most 256 records and 1 MiB wait before the agent.

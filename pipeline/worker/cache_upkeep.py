@@ -33,6 +33,8 @@ SLICE_ENTRIES = 500
 ROUND_S = 15.0
 # A small cache's only slice costs nothing: once a second is soon enough.
 PAUSE_S_MAX = 1.0
+# While there are cleared answers to free: 200,000 are gone after 1.5 s, for a third of the time.
+FREEING_PAUSE_S = 0.002
 
 
 class CacheUpkeep:
@@ -88,7 +90,7 @@ class CacheUpkeep:
             await asyncio.gather(task, return_exceptions=True)
 
     def obey(self, command: CacheCommand) -> CacheReply:
-        """Does what an operator asks; clearing takes 1 us for each entry that is held."""
+        """Does what an operator asks; clearing takes 1 us for each scope, and the memory is freed by the sweep."""
         partitions = tuple(self._partitions())
         if isinstance(command, CacheStatsCommand):
             return self._stats(command.id, partitions)
@@ -134,7 +136,7 @@ class CacheUpkeep:
             pause_s = min(ROUND_S / slices, PAUSE_S_MAX)
             done = False
             while not done:
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(FREEING_PAUSE_S if self._cache.holds_cleared else pause_s)
                 done = self._cache.sweep(self._clock.monotonic(), self._serves, SLICE_ENTRIES)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:

@@ -63,6 +63,7 @@ def run_worker(settings: Settings) -> int:
         SettingsError: something it needs is not configured.
     """
     check_versions()
+    settings.data_dir.mkdir(parents=True, exist_ok=True)  # Faust makes its own folder in it, and no other
     if not settings.triton.urls:
         raise SettingsError(
             "setting PIPELINE_TRITON__URLS is not set and no local stack runs: start one with `pipeline up`"
@@ -344,6 +345,8 @@ class _Worker:
             return {"kafka": "not connected yet"}
         if self._app.rebalancing or self._app.consumer_generation_id <= 0:
             return {"kafka": "waits for its partitions"}
+        if self._app.gone:
+            return {"kafka": f"topics are gone: {', '.join(self._app.gone)}"}
         if not self._follower.caught_up:
             return {"models": "the models topic is not read yet"}
         return {}

@@ -11,16 +11,10 @@ from pipeline.core.exchange import Exchange, is_place
 from pipeline.core.lane import SUSPECT_STARTS_MAX, Lane
 from pipeline.core.result_record import Headers
 from pipeline.worker.publisher import PlainRecord
+from schemas.decoded import DecodedReplyTo, DecodedRequest
 from schemas.errors import ErrorCode, WireError
 from schemas.headers import dead_letter_headers
-from schemas.request import (
-    InferenceRequest,
-    ReplyTo,
-    UndecodableRecordError,
-    decode_request,
-    is_request_id,
-    readable_request,
-)
+from schemas.request import UndecodableRecordError, decode_request, is_request_id, readable_request
 
 # W3C Trace Context, section 3.2.2: 00-<32 hex>-<16 hex>-<2 hex>.
 _TRACEPARENT_BYTES = 55
@@ -72,7 +66,7 @@ class RequestReader:
             exchange.request_id = request_id
             exchange.own_id = duplicate_key(request_id, tenant)
 
-    def _identify(self, exchange: Exchange, request: InferenceRequest, record: ConsumerRecord) -> WireError | None:
+    def _identify(self, exchange: Exchange, request: DecodedRequest, record: ConsumerRecord) -> WireError | None:
         """Takes over what names the request and its answer; what it asks for and cannot have is the refusal."""
         exchange.model_name = request.model_name
         exchange.tenant = request.tenant
@@ -94,7 +88,7 @@ class RequestReader:
             return WireError(ErrorCode.INVALID_REQUEST, "callback: webhooks are not delivered by this release")
         return None if request.reply_to is None else self.refused_reply(request.reply_to)
 
-    def refused_reply(self, reply: ReplyTo) -> WireError | None:
+    def refused_reply(self, reply: DecodedReplyTo) -> WireError | None:
         """Why no copy can go where the request wants it; its answer stays on results."""
         allowed, partitions = self._replies_topic, self._reply_partitions
         if reply.topic in (None, allowed) and reply.partition < partitions:

@@ -24,6 +24,7 @@ from faust.types.tuples import ConsumerMessage, Message
 
 from pipeline.core.lane import Lane
 from pipeline.errors import ReplacedError, SettingsError
+from pipeline.worker.gone_topics import failing_where_gone, gone_topics
 from pipeline.worker.membership import Membership, uptime_s
 
 FAUST_VERSION = "0.15.3"
@@ -99,6 +100,7 @@ class GroupMember(driver.AIOKafkaConsumerThread):
             return succeeded
 
         coordinator._do_heartbeat = timed
+        coordinator._do_commit_offsets = failing_where_gone(coordinator._do_commit_offsets)
         reset = coordinator.reset_generation
 
         def reset_unless_replaced() -> None:
@@ -127,6 +129,10 @@ class GroupMember(driver.AIOKafkaConsumerThread):
         """
         if self._consumer is not None:
             self._consumer._coordinator.check_errors()
+
+    def gone_topics(self) -> tuple[str, ...]:
+        """Topics this member reads that Kafka does not have, as of its last look: every 5 s."""
+        return () if self._consumer is None else gone_topics(self._consumer)
 
     def generation(self) -> int:
         """The generation the group's coordinator knows this member in; not positive where it knows it no more."""

@@ -15,10 +15,12 @@ from pydantic import SecretStr
 from pipeline.adapters.redis import RedisSharedCache
 from pipeline.adapters.system import SystemClock
 from pipeline.config import CacheSettings, RedisSettings
+from pipeline.core.cache_key import CacheScope
 from pipeline.core.shared_entry import entry_name
 from pipeline.errors import PipelineError
 from pipeline.ports import SharedAnswer
 from tests.adapters.valkey_process import ValkeyProcess
+from tests.adapters.valkey_wire import Wire
 from tests.contracts.shared_cache import SCOPE, a_key, an_answer
 
 pytestmark = pytest.mark.live
@@ -40,7 +42,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyProcess]:
 
 
 class Asking:
-    """A cache, everything it was asked, and everything it told."""
+    """A cache, everything it was asked, and everything it told; `busy_s` is what its user does with each answer."""
 
     def __init__(self, redis: RedisSettings, **settings: Any) -> None:
         cache = CacheSettings(**{"shared_budget_ms": BUDGET_S * 1000} | settings)
@@ -48,9 +50,10 @@ class Asking:
         self.metrics = self.cache.metrics
         self.told: dict[int, int] = {}
         self.longest_s = 0.0
+        self.busy_s = 0.0
         self._asked = 0
 
-    def ask(self, number: int) -> asyncio.Future[SharedAnswer | None] | None:
+    def ask(self, number: int, scope: CacheScope = SCOPE) -> asyncio.Future[SharedAnswer | None] | None:
         """One look-up; None where it was not asked."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[SharedAnswer | None] = loop.create_future()
@@ -62,22 +65,27 @@ class Asking:
             self.longest_s = max(self.longest_s, loop.time() - asked_at)
             if not future.done():
                 future.set_result(shared)
+            busy_until = loop.time() + self.busy_s
+            while loop.time() < busy_until:
+                pass
 
-        if self.cache.look_up(a_key(number), SCOPE, found):
+        if self.cache.look_up(a_key(number), scope, found):
             self.told[order] = 0
             return future
         return None
 
-    async def find(self, number: int) -> SharedAnswer | None:
+    async def find(self, number: int, scope: CacheScope = SCOPE) -> SharedAnswer | None:
         """What one look-up is told; None too where it was not asked."""
-        future = self.ask(number)
+        future = self.ask(number, scope)
         return None if future is None else await future
 
     def store(self, number: int, size: int = 16, **changes: Any) -> None:
         """One answer to write."""
         answer = an_answer(number, SystemClock().monotonic(), size)
-        arguments: dict[str, Any] = {"ttl_s": 60.0, "replace": False, "winner": lambda _: None} | changes
-        self.cache.store(a_key(number), SCOPE, answer, **arguments)
+        arguments: dict[str, Any] = {
+            "scope": SCOPE, "ttl_s": 60.0, "replace": False, "winner": lambda _: None,
+        } | changes  # fmt: skip
+        self.cache.store(a_key(number), answer=answer, **arguments)
 
     async def until(self, condition: Callable[[], Awaitable[bool]] | Callable[[], bool]) -> None:
         """Waits for a condition."""
@@ -121,6 +129,11 @@ async def asking(valkey: ValkeyProcess) -> AsyncIterator[Asking]:
     one = Asking(valkey.settings)
     yield one
     await one.close()
+
+
+def is_of(number: int, found: SharedAnswer) -> bool:
+    """Whether this is the answer that was stored under that number."""
+    return found.answer.tensors == an_answer(number, 0.0).tensors
 
 
 def lines_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -385,6 +398,7 @@ async def _refused(valkey: ValkeyProcess, caplog: pytest.LogCaptureFixture, pass
 async def test_values_of_others_are_misses(asking: Asking, valkey: ValkeyProcess) -> None:
     """Lists, hashes, random, cut, old and endless values under our keys are misses, counted by reason, and healed."""
     await asking.until_stored(0)
+    await asking.until(lambda: asking.metrics.queue_bytes == 0)
     name = {number: entry_name(PREFIX, SCOPE, a_key(number)) for number in range(10)}
     with valkey.admin as admin:
         entry = admin.get(name[0])
@@ -422,14 +436,64 @@ async def test_full_queue_drops(valkey: ValkeyProcess) -> None:
     await asking.close()
 
 
-async def test_too_many_look_ups_are_not_asked(asking: Asking) -> None:
-    """A burst beyond what can be answered in time is not asked in full; those who are asked are all told."""
+async def test_burst_is_answered_while_the_process_is_busy(asking: Asking, valkey: ValkeyProcess) -> None:
+    """A thousand look-ups at once are all answered, though it takes this process five budgets to take the answers."""
+    for number in range(1000):
+        asking.store(number)
+    await asking.until(lambda: asking.metrics.writes["stored",] == 1000)
+    starting = Asking(valkey.settings, shared_budget_ms=100)
+    starting.busy_s = 0.0005
+    futures = [starting.ask(number) for number in range(1000)]
+    answers = await asyncio.gather(*(future for future in futures if future is not None))
+    assert dict(starting.metrics.look_ups) == {("hit",): 1000}
+    assert [number for number, found in enumerate(answers) if found is None or not is_of(number, found)] == []
+    assert starting.longest_s > 0.1, "the burst took no longer than the budget: this shows nothing"
+    await starting.close()
+
+
+async def test_burst_on_a_stopped_server_is_told_in_time(asking: Asking, valkey: ValkeyProcess) -> None:
+    """Of a thousand look-ups none waits longer than the others, nor do those who ask afterwards."""
     await asking.until_stored(1)
-    futures = [asking.ask(1) for _ in range(1000)]
+    valkey.pause()
+    for _ in range(3):
+        futures = [asking.ask(number) for number in range(1000)]
+        assert set(await asyncio.gather(*(future for future in futures if future is not None))) == {None}
+    assert asking.longest_s < BUDGET_S * 3
+    assert asking.metrics.look_ups["hit",] == 1
+    valkey.go_on()
+
+
+async def test_server_that_stops_while_it_answers(asking: Asking, valkey: ValkeyProcess) -> None:
+    """What was read by then is an answer, everybody else is told nothing in time, and nobody the wrong one."""
+    for number in range(1000):
+        asking.store(number)
+    await asking.until(lambda: asking.metrics.writes["stored",] == 1000)
+    async with Wire(valkey.url) as wire:
+        wire.replies_bytes_max = 40_000
+        cut = Asking(wire.settings)
+        futures = [cut.ask(number) for number in range(1000)]
+        answers = await asyncio.gather(*(future for future in futures if future is not None))
+        assert wire.held.is_set()
+        told = [number for number, found in enumerate(answers) if found is not None and is_of(number, found)]
+        assert told == list(range(len(told)))
+        assert 20 < len(told) < 250
+        assert cut.metrics.look_ups["late",] == 1000 - len(told)
+        assert cut.longest_s < BUDGET_S * 3
+        wire.let_go()
+        found = await cut.find(999)
+        assert found is not None
+        assert is_of(999, found)
+        await cut.close()
+
+
+async def test_too_many_look_ups_are_not_asked(asking: Asking) -> None:
+    """What waits is bounded, and those who are asked are all told."""
+    await asking.until_stored(1)
+    futures = [asking.ask(1) for _ in range(10_000)]
     asked = [future for future in futures if future is not None]
-    assert 100 <= len(asked) < 1000
+    assert 4096 <= len(asked) < 10_000
     assert None not in await asyncio.gather(*asked)
-    assert asking.metrics.look_ups["not_asked",] == 1000 - len(asked)
+    assert asking.metrics.look_ups["not_asked",] == 10_000 - len(asked)
 
 
 async def test_too_large_answer_is_not_written(asking: Asking) -> None:
@@ -457,6 +521,63 @@ async def test_clearing_reaches_what_waits(asking: Asking) -> None:
     await asking.until(lambda: asking.metrics.writes["stored",] == 2)
     assert await asking.find(3) is not None
     assert await asking.find(2) is None
+
+
+OTHER = CacheScope("acme", "digits", "2", "f1")
+
+
+async def test_write_on_its_way_does_not_outlive_a_clear(asking: Asking, valkey: ValkeyProcess) -> None:
+    """A batch that reaches Redis after it was cleared writes nothing of what was cleared, and all the rest."""
+    async with Wire(valkey.url) as wire:
+        worker = Asking(wire.settings)
+        wire.hold(entry_name(PREFIX, SCOPE, a_key(1)).encode())
+        worker.store(1)
+        worker.store(2, scope=OTHER)
+        await asyncio.wait_for(wire.held.wait(), _WAIT_S)
+        worker.cache.forget(lambda scope: scope == SCOPE)
+        assert await asking.cache.clear(tenant="") == 0
+        wire.let_go()
+        await worker.until(lambda: worker.metrics.writes["stored",] > 0)
+        assert await asking.find(1) is None
+        assert await asking.find(2, OTHER) is not None
+        assert dict(worker.metrics.writes) == {("stored",): 1}
+        await worker.close()
+
+
+async def test_cleared_answer_does_not_heal_an_entry(asking: Asking, valkey: ValkeyProcess) -> None:
+    """What cannot be read is written anew, but not with an answer that was cleared while it was on its way."""
+    name = entry_name(PREFIX, SCOPE, a_key(1))
+    with valkey.admin as admin:
+        admin.set(name, b"junk", ex=60)
+        async with Wire(valkey.url) as wire:
+            worker = Asking(wire.settings)
+            wire.hold(name.encode())
+            worker.store(1)
+            await asyncio.wait_for(wire.held.wait(), _WAIT_S)
+            worker.cache.forget(lambda _: True)
+            wire.let_go()
+            await worker.until(lambda: worker.metrics.refused_entries["foreign",] > 0)
+            await worker.close()
+        assert admin.get(name) == b"junk"
+
+
+async def test_clears_in_a_row_lose_no_write(asking: Asking) -> None:
+    """Writes that a clear sent back are written: of all that is stored while others are cleared nothing is lost."""
+    for number in range(300):
+        asking.store(number, scope=OTHER)
+        if number % 10 == 0:
+            await asking.cache.clear(model_name="none of them")
+    await asking.until(lambda: asking.metrics.writes["stored",] == 300)
+    assert dict(asking.metrics.writes) == {("stored",): 300}
+
+
+async def test_full_server_can_be_cleared(asking: Asking, valkey: ValkeyProcess) -> None:
+    """A server that takes no writes for want of memory is one that an operator wants to clear."""
+    await asking.until_stored(1)
+    with valkey.admin as admin:
+        admin.config_set("maxmemory-policy", "noeviction")
+        admin.config_set("maxmemory", 1)
+        assert await asking.cache.clear() == 1
 
 
 async def test_age_goes_on_in_redis(asking: Asking) -> None:

@@ -1,19 +1,14 @@
-"""What the benchmark of warm starts asks and concludes, and, on real servers with next to no effort, its shape."""
+"""What the benchmark of warm starts asks and concludes."""
 
-import os
-import tempfile
 from collections import Counter
 from itertools import islice
 from math import inf
-from pathlib import Path
 
-import orjson
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from pipeline.bench.catalogue import chosen
 from pipeline.bench.effort import Effort
-from pipeline.bench.main import run
 from pipeline.bench.warm_start import (
     Met,
     Start,
@@ -114,27 +109,3 @@ def test_figure_sets_both_starts_side_by_side() -> None:
     assert (figure.value, figure.yardstick, figure.ratio) == (75.0, 25.0, 3.0)
     assert (figure.notes["misses"], figure.notes["cold_misses"]) == (1, 3)
     assert (figure.notes["started_s"], figure.notes["cold_started_s"]) == (3.0, 4.0)
-
-
-# Servers start in 6-15 s on a busy machine, and each of four workers in 3.
-@pytest.mark.live
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_restarted_worker_finds_answers_in_the_shared_cache(
-    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """The figure comes with its yardstick, the second worker had hits in Redis, and nothing of the run is left."""
-    for name in [name for name in os.environ if name.startswith("PIPELINE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    assert run(["cache.warm_start"], True, TINY) == 0
-    [figure] = orjson.loads(capfdbinary.readouterr().out)
-    assert figure["name"] == "cache.warm_start"
-    assert 0 < figure["value"] <= 100
-    assert 0 < figure["yardstick"] <= 100
-    notes = figure["notes"]
-    assert notes["writes_stored"] > 0
-    assert notes["look_ups_hit"] > 0
-    assert notes["hits_1s_percent"] <= notes["known_percent"] <= 100
-    assert not list(tmp_path.glob("pipeline-bench-*"))

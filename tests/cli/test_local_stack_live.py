@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class CommandLine:
     """Runs commands as a person in a project folder does, on one data folder."""
 
     data_dir: Path
+    codes_between_parts: list[int] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -84,6 +85,8 @@ def command_line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLi
     try:
         for text in up.stdout:
             output.append(text)
+            if "  topics: " in text:
+                line.codes_between_parts.append(status_of_paused(line, up.pid))
             if "Ctrl-C stops everything" in text:
                 break
         else:
@@ -98,6 +101,15 @@ def command_line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CommandLi
     assert up.returncode == 0, "".join(output)
     assert line.left_behind() == []
     assert not (line.data_dir / "stack.json").exists()
+
+
+def status_of_paused(line: CommandLine, pid: int) -> int:
+    """The exit code of `status` while this supervisor starts nothing more."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        return line.run("status", "--json")[0]
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def status(line: CommandLine) -> tuple[int, dict[str, Any]]:
@@ -116,6 +128,11 @@ def test_status_tells_where_everything_is(command_line: CommandLine) -> None:
     assert {"kafka", "clickhouse", "valkey", "triton-0", "sink"} <= {one["name"] for one in document["processes"]}
     pids = [part["pid"] for part in (*document["triton"], *document["workers"], document["sink"])]
     assert all(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_status_waits_for_what_is_not_started_yet(command_line: CommandLine) -> None:
+    """All servers are ready and no worker was started: `status` says 1, though nothing that is there has a problem."""
+    assert command_line.codes_between_parts == [1]
 
 
 def test_second_stack_is_refused(command_line: CommandLine) -> None:

@@ -1,20 +1,26 @@
 """What people and programs are shown: status, results, the demo's pictures."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
+from pipeline.adapters.status_http import StatusServer
 from pipeline.cli.context import child_environment, with_endpoints
 from pipeline.cli.demo.requests import SENTENCES, DemoRequest, digit_requests, sentence_requests
 from pipeline.cli.demo.sending import Answered
 from pipeline.cli.demo.summary import draw_digit, nearest_pairs
 from pipeline.cli.demo.verification import LogFigures, differences
 from pipeline.cli.main import error_lines
-from pipeline.cli.probes import Probed
+from pipeline.cli.probes import Probed, probe_all
 from pipeline.cli.results_view import Wanted
 from pipeline.cli.status import as_document
 from pipeline.config import Settings
 from pipeline.errors import EventStoreError
-from pipeline.stack import Endpoints, StackError, TritonEndpoint
+from pipeline.stack import Endpoints, StackError, StackState, TritonEndpoint
+from pipeline.stack.state import ProcessId
 from schemas.result import decode_result
 from tests.client.scripted_topics import result_record
 
@@ -58,6 +64,19 @@ def test_status_has_null_for_what_is_down() -> None:
     assert document["triton"] == [{"name": "triton-0"}]
     assert document["workers"] == [{"pid": 1, "partitions": [0, 1]}]
     assert document["sink"] is document["watcher"] is document["gateway"] is None
+
+
+async def test_stack_that_still_starts_is_not_ready(tmp_path: Path) -> None:
+    """Between two parts all that is listed is ready and more is to come: only what was started as a whole is ready."""
+    async with StatusServer(0, CollectorRegistry(), dict, lambda: {"pid": 1}) as worker:
+        own = ProcessId(os.getpid(), 0)
+        listed = Endpoints(other={"worker-0": f"http://127.0.0.1:{worker.port}"})
+        found = [
+            await probe_all(Settings(data_dir=tmp_path), StackState("run", "boot", own, listed, started=started))
+            for started in (False, True)
+        ]
+    assert [[part.name for part in parts if not part.problem] for parts in found] == [["worker-0"], ["worker-0"]]
+    assert [[part.name for part in parts if part.problem] for parts in found] == [["stack"], []]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from pipeline.core.answer import Answer, failed
 from pipeline.core.event_lines import EventLines
 from pipeline.core.past_answer import recall
 from pipeline.core.result_record import ResultRecord
+from schemas.decoded import DecodedRequest
 from schemas.errors import ErrorCode, WireError
-from schemas.request import InferenceRequest
 from schemas.tensor import Tensor
 from tests.worker.test_result_record import (
     AWKWARD,
@@ -46,7 +46,7 @@ def rows(text: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def columns_differ(answer: Answer, request: InferenceRequest | None, **exchange: Any) -> dict[str, Any]:
+def columns_differ(answer: Answer, request: DecodedRequest | None, **exchange: Any) -> dict[str, Any]:
     """The columns in which events derived again, later and by another worker, differ from the first ones.
 
     Times of a line may be off by the microsecond that a double of today's Unix time cannot hold; they are left out

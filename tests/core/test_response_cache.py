@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.bench.process_memory import resident_bytes
 from pipeline.core.answer import StoredAnswer, stored_answer
 from pipeline.core.cache_key import CacheScope
 from pipeline.core.eviction import ENTRY_BYTES, SCOPE_BYTES, TENANT_BYTES
-from pipeline.core.response_cache import Cleared, ResponseCache, Usage
+from pipeline.core.response_cache import CacheStats, Cleared, ResponseCache, Usage
 from schemas.tensor import Tensor
 from tests.schemas.records import FAST
 
@@ -49,6 +50,12 @@ def all_kept(_: CacheScope) -> bool:
     return True
 
 
+def free(cache: ResponseCache[Answer]) -> None:
+    """Frees what was cleared."""
+    while cache.holds_cleared:
+        cache.sweep(0.0, all_kept, 1000)
+
+
 @dataclass(frozen=True, slots=True)
 class Stored:
     """What the model knows of a key: the last value, its time, its scope."""
@@ -68,6 +75,7 @@ class CacheMachine(RuleBasedStateMachine):
         # What the sweep under way has to meet, and how many steps it may still take.
         self.due: list[tuple[bytes, Stored]] | None = None
         self.steps_left = 0
+        self.cleared_since = False
         self.now = 0.0
         self.count = 0
         self.cache: ResponseCache[Answer] = ResponseCache(0)
@@ -86,23 +94,36 @@ class CacheMachine(RuleBasedStateMachine):
         self.count += 1
         answer = Answer(self.count, size)
         older = self.stored.get(at)
-        before = dict(self.cache.usage_by_tenant())
+        before, given_before = dict(self.cache.usage_by_tenant()), self.given()
         self.cache.put(at, answer, self.now + ttl_s, scope)
         self.stored[at] = Stored(answer, self.now + ttl_s, scope)
         if size + ENTRY_BYTES + ONCE > self.cache.bytes_max:
             del self.stored[at]
-        self.check_shares(before, scope.tenant, older)
+        self.check_shares(before, given_before, scope.tenant, older)
 
-    def check_shares(self, before: dict[str | None, Usage], asking: str | None, older: Stored | None) -> None:
+    def given(self) -> Counter[str | None]:
+        """Each tenant's entries, without those that were cleared."""
+        counts: Counter[str | None] = Counter()
+        for scope, usage in self.cache.usage().items():
+            counts[scope.tenant] += usage.entries
+        return counts
+
+    def check_shares(
+        self,
+        before: dict[str | None, Usage],
+        given_before: Counter[str | None],
+        asking: str | None,
+        older: Stored | None,
+    ) -> None:
         """Whoever lost entries to another was above its share, and lost no more than what brought it down to that."""
-        after = self.cache.usage_by_tenant()
+        after, given = self.cache.usage_by_tenant(), self.given()
         # While room is made tenants only go: with all of them the share is as small as it was in that call.
         smallest_share = self.cache.bytes_max / len(before.keys() | {asking})
         largest_entry = 60_000 + ENTRY_BYTES + ONCE
         for tenant, held in before.items():
             left = after.get(tenant, Usage(0, 0))
             replaced = older is not None and older.scope.tenant == tenant
-            if tenant == asking or held.entries - left.entries <= replaced:
+            if tenant == asking or given_before[tenant] - given[tenant] <= replaced:
                 continue
             assert held.bytes > smallest_share
             assert left.bytes > smallest_share - largest_entry
@@ -130,8 +151,13 @@ class CacheMachine(RuleBasedStateMachine):
         wanted: Callable[[CacheScope], bool] | None = None if scopes is None else scopes.__contains__
         usage, held = self.cache.usage(), self.cache.bytes_used
         cleared = self.cache.clear(wanted)
-        gone = [found.entries for scope, found in usage.items() if scopes is None or scope in scopes]
-        assert cleared == Cleared(sum(gone), held - self.cache.bytes_used)
+        gone = [found for scope, found in usage.items() if scopes is None or scope in scopes]
+        assert cleared == Cleared(sum(found.entries for found in gone), sum(found.bytes for found in gone))
+        assert self.cache.bytes_used == held
+        self.cleared_since = True
+        self.stored = {
+            at: stored for at, stored in self.stored.items() if scopes is not None and stored.scope not in scopes
+        }
         left = {scope: found for scope, found in usage.items() if scopes is not None and scope not in scopes}
         assert self.cache.usage() == left
 
@@ -147,13 +173,15 @@ class CacheMachine(RuleBasedStateMachine):
                 for at, stored in self.stored.items()
                 if stored.scope in self.retired or stored.expires_at <= self.now
             ]
-            self.steps_left = len(self.cache)
+            self.steps_left = sum(held.entries for held in self.cache.usage_by_tenant().values())
+            self.cleared_since = False
         self.steps_left -= steps
         if not self.cache.sweep(self.now, lambda scope: scope not in self.retired, steps):
             assert self.steps_left > 0
             return
         for at, stored in self.due:
             assert self.cache.get(at, -1.0) is not stored.answer
+        assert self.cleared_since or not self.cache.holds_cleared
         self.due = None
         self.retired.clear()
 
@@ -174,12 +202,17 @@ class CacheMachine(RuleBasedStateMachine):
 
     @invariant()
     def sums_agree(self) -> None:
-        """I2: entries and bytes of tenants and scopes add up to the whole, and an empty cache holds nothing."""
+        """I2: entries and bytes of tenants and scopes add up to the whole, and an empty cache holds nothing.
+
+        What was cleared and is not freed yet counts for its tenant, and for no scope.
+        """
         tenants, scopes = self.cache.usage_by_tenant(), self.cache.usage()
         assert sum(held.bytes for held in tenants.values()) == self.cache.bytes_used
-        assert sum(held.entries for held in tenants.values()) == len(self.cache)
+        unfreed = sum(held.entries for held in tenants.values()) - len(self.cache)
+        assert (unfreed > 0) is self.cache.holds_cleared
         assert sum(held.entries for held in scopes.values()) == len(self.cache)
-        assert {scope.tenant for scope in scopes} == set(tenants)
+        assert {scope.tenant for scope in scopes} <= set(tenants)
+        assert unfreed or {scope.tenant for scope in scopes} == set(tenants)
         assert all(held.entries for held in [*tenants.values(), *scopes.values()])
         assert len(self.cache) <= len(self.stored)
 
@@ -298,6 +331,7 @@ def test_tenant_that_is_gone_leaves_its_share() -> None:
         filled(cache, scope_of(f"t{number}"), range(number * 1000, number * 1000 + 300))
     for number in range(1, 5):
         cache.clear(lambda scope, number=number: scope.tenant == f"t{number}")  # type: ignore[misc]
+        free(cache)
     assert list(cache.usage_by_tenant()) == ["t0"]
     filled(cache, scope_of("t0"), range(300))
     assert cache.bytes_used > 198_000
@@ -316,14 +350,63 @@ def test_every_one_of_many_tenants_has_its_share() -> None:
 
 
 def test_clear_drops_what_is_wanted_and_no_more() -> None:
-    """By scope or all at once: what is dropped is told, the rest stays, the room is free."""
+    """By scope or all at once: what is dropped is told, the rest stays, and the sweep frees the room."""
     cache: ResponseCache[Answer] = ResponseCache(100_000)
     kept = filled(cache, SCOPES[0], range(10))
     filled(cache, SCOPES[3], range(100, 105))
     gone = cache.clear(lambda scope: scope.tenant == "acme")
-    assert gone == Cleared(5, 5 * (700 + ENTRY_BYTES) + ONCE)
-    assert found(cache, kept) == 10
-    assert (cache.clear().entries, cache.bytes_used, len(cache), cache.stats.cleared) == (10, 0, 0, 15)
+    assert gone == Cleared(5, 5 * (700 + ENTRY_BYTES))
+    assert (found(cache, kept), len(cache)) == (10, 10)
+    assert (cache.clear().entries, len(cache), cache.stats.cleared) == (10, 0, 15)
+    free(cache)
+    assert (cache.bytes_used, cache.stats) == (0, CacheStats(cleared=15))
+
+
+def test_cleared_answers_are_not_given_though_they_are_held() -> None:
+    """From the clear on no look-up gives them, whatever is freed by then; what is stored afterwards is given."""
+    cache: ResponseCache[Answer] = ResponseCache(1_000_000)
+    gone = filled(cache, SCOPES[0], range(100))
+    cache.clear()
+    held = cache.bytes_used
+    assert found(cache, gone[:10]) == 0
+    later = filled(cache, SCOPES[0], range(50, 150))
+    assert cache.usage() == {SCOPES[0]: Usage(100, 100 * (700 + ENTRY_BYTES))}
+    for _ in range(10):
+        assert (found(cache, gone[10:50]), found(cache, later)) == (0, 100)
+        cache.sweep(0.0, all_kept, 20)
+    assert not cache.holds_cleared
+    assert (len(cache), cache.bytes_used) == (100, held)
+    assert cache.stats == CacheStats(cleared=100)
+
+
+def test_clearing_does_not_grow_with_the_entries() -> None:
+    """Clearing asks once for each scope, and touches no entry: a sweep's slice does, as many as it is allowed."""
+    cache: ResponseCache[Answer] = ResponseCache(10_000_000)
+    filled(cache, SCOPES[0], range(2000))
+    asked: list[CacheScope] = []
+    before = cache.bytes_used
+
+    def wanted(scope: CacheScope) -> bool:
+        asked.append(scope)
+        return True
+
+    cache.clear(wanted)
+    assert (len(asked), cache.bytes_used) == (1, before)
+    freed = []
+    while cache.holds_cleared:
+        before = cache.bytes_used
+        cache.sweep(0.0, all_kept, 500)
+        freed.append((before - cache.bytes_used) // (700 + ENTRY_BYTES))
+    assert freed == [500] * 4
+
+
+def test_cleared_answers_make_room_uncounted() -> None:
+    """Where room is needed before they are freed, cleared answers go and are not told as evicted."""
+    cache: ResponseCache[Answer] = ResponseCache(20 * (700 + ENTRY_BYTES))
+    filled(cache, SCOPE, range(19))
+    cache.clear()
+    filled(cache, SCOPE, range(100, 117))
+    assert (len(cache), cache.stats) == (17, CacheStats(cleared=19))
 
 
 def test_sweep_drops_retired_and_expired_in_small_steps() -> None:
@@ -354,7 +437,8 @@ def test_sweep_of_nothing_is_complete() -> None:
     assert cache.sweep(0.0, all_kept, 10)
     filled(cache, SCOPE, range(10))
     assert not cache.sweep(0.0, all_kept, 5)
-    cache.clear()
+    for number in range(10):
+        cache.discard(key(number))
     assert cache.sweep(0.0, all_kept, 0)
 
 

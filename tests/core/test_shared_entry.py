@@ -4,6 +4,7 @@ import math
 import random
 import struct
 import tracemalloc
+from fnmatch import fnmatchcase
 from typing import Any
 
 import cramjam
@@ -20,6 +21,7 @@ from pipeline.core.shared_entry import (
     REASONS,
     RefusedEntryError,
     SharedEntry,
+    clear_mark,
     decode_entry,
     encode_entry,
     entry_name,
@@ -340,3 +342,11 @@ def test_pattern_names_whole_names() -> None:
     """None is a star, a star is a letter."""
     assert entry_pattern("p.", None, "digits", None) == "p.cache:1:*:digits:*:*"
     assert entry_pattern("p.", "", "*", "2") == "p.cache:1::%2A:2:*"
+
+
+@pytest.mark.parametrize("prefix", ["", "t.", "cache:1:", "a*b"])
+def test_no_pattern_finds_the_clear_mark(prefix: str) -> None:
+    """What a clear removes first is no entry: neither a pattern of this pipeline's nor all of them cover it."""
+    mark = clear_mark(prefix)
+    assert not fnmatchcase(mark, entry_pattern(prefix, None, None, None))
+    assert mark != clear_mark(prefix + "x")

@@ -18,14 +18,16 @@ def a_write(number: int, size: int = 100, scope: CacheScope | None = None) -> Wr
 
 
 def test_writes_leave_in_their_order() -> None:
-    """The one that waits longest is taken first, and what is left is told right."""
+    """Those that wait longest leave first, so many and so many bytes together; what is left is told right."""
     queue = WriteQueue[object](1 << 20)
-    writes = [a_write(number) for number in range(5)]
+    writes = [a_write(number) for number in range(6)]
     assert all(queue.offer(write) for write in writes)
-    assert [queue.take() for _ in range(5)] == writes
-    assert (len(queue), queue.bytes_held) == (0, 0)
-    with pytest.raises(IndexError):
-        queue.take()
+    assert queue.send(2, 1 << 20) == writes[:2]
+    assert queue.send(9, 150) == writes[2:4]
+    assert queue.send(9, 1) == writes[4:5]
+    assert (len(queue), queue.bytes_held) == (1, writes[5].answer.size_bytes)
+    assert queue.send(9, 1 << 20) == writes[5:]
+    assert (queue.send(9, 1 << 20), len(queue), queue.bytes_held) == ([], 0, 0)
 
 
 def test_bytes_are_bounded() -> None:
@@ -36,10 +38,10 @@ def test_bytes_are_bounded() -> None:
         refused += not queue.offer(a_write(number, rng.choice([10, 1000, 20_000, 60_000])))
         assert queue.bytes_held <= 50_000
         if len(queue) and rng.random() < 0.4:
-            queue.take()
+            queue.send(1, 1)
     assert 0 < refused < 2000
     while len(queue):
-        queue.take()
+        queue.send(64, 1 << 20)
     assert queue.bytes_held == 0
 
 
@@ -88,5 +90,56 @@ def test_clearing_forgets_what_is_named(wanted: tuple[str | None, str | None, st
     for number, scope in enumerate(scopes):
         queue.offer(a_write(number, scope=scope))
     queue.forget(scopes_of(*wanted))
-    assert [int.from_bytes(queue.take().key, "big") for _ in range(len(queue))] == left
+    assert [int.from_bytes(write.key, "big") for write in queue.send(9, 1 << 20)] == left
     assert queue.bytes_held == 0
+
+
+def test_what_is_put_back_leaves_first() -> None:
+    """A batch that was not written waits again, in its order and before what came after it, and is counted again."""
+    queue = WriteQueue[object](1 << 20)
+    writes = [a_write(number) for number in range(5)]
+    for write in writes:
+        queue.offer(write)
+    held = queue.bytes_held
+    queue.send(3, 1 << 20)
+    queue.put_back()
+    assert (len(queue), queue.bytes_held) == (5, held)
+    assert queue.send(9, 1 << 20) == writes
+
+
+def test_what_is_cleared_on_its_way_does_not_come_back() -> None:
+    """A batch that is out when its scope is cleared is marked: of what is put back, the others alone wait again."""
+    queue, other = WriteQueue[object](1 << 20), CacheScope("acme", "digits", "2", "f")
+    writes = [a_write(0), a_write(1, scope=other), a_write(2), a_write(3, scope=other)]
+    for write in writes:
+        queue.offer(write)
+    queue.send(3, 1 << 20)
+    queue.forget(lambda scope: scope == other)
+    queue.forget(lambda scope: scope.tenant == "nobody")
+    assert [write.forgotten for write in writes] == [False, True, False, False]
+    queue.put_back()
+    assert queue.send(9, 1 << 20) == [writes[0], writes[2]]
+    assert queue.bytes_held == 0
+
+
+def test_what_was_written_is_not_marked() -> None:
+    """Once its batch has landed a write is nobody's: a later clear finds what waits, and nothing of before."""
+    queue = WriteQueue[object](1 << 20)
+    written = a_write(1)
+    queue.offer(written)
+    queue.send(1, 1)
+    queue.landed()
+    queue.forget(lambda _: True)
+    queue.put_back()
+    assert (written.forgotten, len(queue)) == (False, 0)
+
+
+@pytest.mark.parametrize(("sent", "left"), [(0, 3), (1, 4)])
+def test_losing_a_batch_takes_it_or_the_next(sent: int, left: int) -> None:
+    """What is out is given up, else what would have left: a server that takes nothing is not asked for ever."""
+    queue = WriteQueue[object](1 << 20)
+    for number in range(5):
+        queue.offer(a_write(number))
+    queue.send(sent, 1 << 20)
+    assert queue.lose(2) == (sent or 2)
+    assert len(queue) == left

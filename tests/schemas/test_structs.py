@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given, settings
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from schemas.decoded import DecodedCallback, DecodedInput, DecodedOutput, DecodedReplyTo, DecodedRequest
 from schemas.errors import WireError
-from schemas.request import InferenceRequest, InputTensor, _by_struct, decode_request
+from schemas.request import (
+    Callback,
+    InferenceRequest,
+    InputTensor,
+    ReplyTo,
+    RequestedOutput,
+    _by_struct,
+    decode_request,
+)
 from schemas.structs import derived
 from tests.schemas.records import FAST, Record, body, hostile_records, members, minimal, requests
 
@@ -58,6 +67,27 @@ def test_struct_has_all_members_and_defaults() -> None:
     assert kind is STRUCT.struct
     assert members(request) == InferenceRequest.model_validate(minimal()).model_dump()
     assert request.inputs[0].to_tensor() == InputTensor(**minimal()["inputs"][0]).to_tensor()
+
+
+@pytest.mark.parametrize(
+    ("read", "model"),
+    [
+        (DecodedRequest, InferenceRequest),
+        (DecodedInput, InputTensor),
+        (DecodedOutput, RequestedOutput),
+        (DecodedReplyTo, ReplyTo),
+        (DecodedCallback, Callback),
+    ],
+)
+def test_annotations_have_what_models_and_structs_have(read: type, model: type[BaseModel]) -> None:
+    """What the type of a decoded request promises is what both of its forms have, and all that they have."""
+    promised = {name for name in vars(read) if not name.startswith("_")} | set(read.__annotations__)
+    form = derived(model).struct
+    assert {name for name in promised if name in form.__struct_fields__} == set(model.model_fields)
+    assert all(
+        callable(getattr(form, name)) and callable(getattr(model, name))
+        for name in promised - set(form.__struct_fields__)
+    )
 
 
 @pytest.mark.parametrize("value", ["1\n", "1\r", "\n1"])

@@ -200,8 +200,9 @@ async def test_view_that_was_not_reached_is_mended(database: Database, monkeypat
     assert (await store.query("SELECT * FROM requests_per_minute ORDER BY ALL")).rows == expected
 
 
-async def test_rows_that_a_known_token_lost_are_inserted(database: Database) -> None:
+async def test_rows_that_a_known_token_lost_are_inserted(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that remembers a token without its rows gets them under a token of their own."""
+    monkeypatch.setattr(delivering, "_LOOK_AGAIN_S", 0.05)
     store = database[1]
     batch = batch_of(["a", "b", "c"])
     await bring(store, batch)

@@ -11,7 +11,8 @@ from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from pipeline.adapters.clickhouse import ClickHouseEventStore
 from pipeline.adapters.kafka import client_options
 from pipeline.config import ClickHouseSettings, Settings, SinkSettings
-from pipeline.sink import run
+from pipeline.sink import audit as auditing
+from pipeline.sink import delivering, run
 from pipeline.sink.audit import audit
 from pipeline.sink.commit_plan import read_commit
 from tests.sink.event_records import end, event, record
@@ -23,6 +24,13 @@ __all__ = ["settings"]
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 Database = tuple[ClickHouseSettings, ClickHouseEventStore]
 _GENERATION = [("generation", b"3")]
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two looks at the view are two looks: nothing but the one sink of a test inserts, so none is at an insert."""
+    monkeypatch.setattr(delivering, "_LOOK_AGAIN_S", 0.2)
+    monkeypatch.setattr(auditing, "_LOOK_AGAIN_S", 0.2)
 
 
 async def produce(settings: Settings, names: Sequence[str], headers: list[tuple[str, bytes]]) -> None:

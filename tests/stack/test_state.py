@@ -16,7 +16,7 @@ def make_state() -> StackState:
     triton = (TritonEndpoint("triton-0", "127.0.0.1:8001", "127.0.0.1:8000", "127.0.0.1:8002"),)
     ends = Endpoints(kafka="127.0.0.1:9092", triton=triton, other={"gateway": "http://127.0.0.1:8080"})
     own = ProcessId(os.getpid(), ticks)
-    return StackState("run", read_boot_id(), own, ends, {"kafka": own})
+    return StackState("run", read_boot_id(), own, ends, {"kafka": own}, started=True)
 
 
 def test_state_of_live_supervisor_is_read_back(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pipeline.core.cache_key import CacheScope, scopes_of
 from pipeline.core.catalog import ModelCatalog
 from pipeline.core.response_cache import ResponseCache
 from pipeline.metrics import EngineMetrics, SharedCacheMetrics
-from pipeline.worker.cache_upkeep import PAUSE_S_MAX, ROUND_S, SLICE_ENTRIES, CacheUpkeep
+from pipeline.worker.cache_upkeep import FREEING_PAUSE_S, PAUSE_S_MAX, ROUND_S, SLICE_ENTRIES, CacheUpkeep
 from schemas.control import (
     COMMANDS,
     REPLIES,
@@ -185,18 +185,35 @@ def test_command_means_the_scopes_of_its_filters(filters: dict[str, str], meant:
 
 
 def test_clear_drops_exactly_what_is_meant() -> None:
-    """The reply says how many entries and bytes are free now, and who dropped them; the rest is still there."""
+    """The reply says how many entries and bytes are dropped, and who dropped them; the rest is still there."""
     kept = Kept(FakeClock())
     for scope, count in zip(SCOPES, (1, 2, 3, 4), strict=True):
         kept.fill(scope, count)
-    before = kept.cache.bytes_used
+    held = kept.cache.usage()
     reply = kept.upkeep.obey(CacheClearCommand(id="c", tenant="acme", model_name=MODEL))
     assert reply == CacheClearReply(
-        id="c", worker="w-1", partitions=(0, 2), entries=5, bytes=before - kept.cache.bytes_used
+        id="c", worker="w-1", partitions=(0, 2), entries=5, bytes=held[ACME].bytes + held[SECOND].bytes
     )
     assert reply.bytes > 0
     assert {scope: usage.entries for scope, usage in kept.cache.usage().items()} == {FIRST: 1, OTHER: 4}
     assert kept.stats().cleared == 5
+
+
+@simulated
+async def test_cleared_memory_is_freed_in_slices() -> None:
+    """What 100,000 cleared answers hold is free within two seconds, 500 at a time, with a pause after each slice."""
+    kept = Kept(the_clock())
+    kept.fill(FIRST, 100_000)
+    await kept.upkeep.start()
+    await asyncio.sleep(ROUND_S / 2)
+    kept.upkeep.obey(CacheClearCommand(id="c"))
+    assert (len(kept.cache), kept.cache.holds_cleared) == (0, True)
+    cleared_at = the_clock().monotonic()
+    await asyncio.sleep(2.0)
+    await kept.upkeep.stop()
+    assert (kept.cache.holds_cleared, kept.cache.bytes_used) == (False, 0)
+    times = [now for now, _, _ in kept.cache.slices if now >= cleared_at]
+    assert min(later - earlier for earlier, later in itertools.pairwise(times)) == pytest.approx(FREEING_PAUSE_S)
 
 
 def test_gap_clears_all(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from pipeline.core.answer import Answer, failed, stored_answer
 from pipeline.core.exchange import Exchange
 from pipeline.core.result_record import ResultRecord, binary_outputs, encode_result
+from schemas.decoded import DecodedRequest
 from schemas.errors import ErrorCode, WireError
-from schemas.request import InferenceRequest, decode_request
+from schemas.request import decode_request
 from schemas.result import InferenceResult, decode_result
 from schemas.tensor import Tensor
 from tests.schemas.records import TEXTS, raw_tensors
@@ -24,7 +25,7 @@ NOW = 1_795_384_800.25
 AWKWARD = ['"', "\\", 'a"b\\c', "\n\t\x00\x1f", "ü€🙂", "\u2028", "%s%b", "{}", "</script>", "\x7f"]
 
 
-def an_exchange(request: InferenceRequest | None = None, **changes: Any) -> Exchange:
+def an_exchange(request: DecodedRequest | None = None, **changes: Any) -> Exchange:
     """A completed exchange."""
     exchange = Exchange(
         topic="inference.requests", partition=3, offset=41, timestamp_ms=int(NOW * 1000) - 20, key=b"k",
@@ -52,7 +53,7 @@ def succeeded(*tensors: Tensor, **changes: Any) -> Answer:
     return Answer("succeeded", "2", stored_answer(tensors, stored_at=1.0, instance="t"), **changes)
 
 
-def asking(**members: Any) -> InferenceRequest:
+def asking(**members: Any) -> DecodedRequest:
     """A request with these members."""
     tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.5]}
     return decode_request(json.dumps({"model_name": "adder", "inputs": [tensor], **members}).encode())
