@@ -148,6 +148,9 @@ class WatcherSettings(_Section):
 
     # Notices of the file system come sooner; this is for those that do not come. A look at 1,000 files takes 5 ms.
     interval_s: float = Field(default=5.0, gt=0, le=86_400)
+    # A version in which nothing changed for so long is complete: copying programs pause for less. One with a manifest,
+    # as `models publish` makes them, is taken at once.
+    quiet_s: float = Field(default=3.0, ge=0, le=3600)
     # A version that nothing selects any more is served this long: requests that name it find another one meanwhile.
     drain_s: float = Field(default=30.0, ge=0, le=86_400)
     metrics_port: int = Field(default=0, ge=0, le=65535)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.cli import promotion
+from pipeline.cli import promotion, publication
 
 if TYPE_CHECKING:
     from pipeline.watcher.model_folder import RepositoryScan
@@ -26,6 +26,7 @@ def add_to(app: typer.Typer) -> None:
     models.command(epilog="Example: PIPELINE_MODEL_REPOSITORY=/srv/models pipeline models check")(check)
     models.command(epilog="Example: pipeline models register")(register)
     models.command("list", epilog="Example: pipeline models list --json")(list_models)
+    publication.add_to(models)
     promotion.add_to(models)
     app.add_typer(models, name="models")
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from pipeline.core.text_lines import indexed, line_of, pbtxt_lines
 from pipeline.errors import PipelineError
 from schemas.registry import ModelSignature, TensorSpec
 from schemas.tensor import Datatype
@@ -24,8 +25,10 @@ from schemas.tensor import Datatype
 ModelConfig = Any
 """A `model_config_pb2.ModelConfig`; tritonclient ships no types."""
 
+# What a serving configuration notes of the neighbour check (watcher/neighbour_check.py).
+DEPENDENT_VERSIONS = "depends_on_neighbours"
 # The parameters that speak to this pipeline and not to the model: they change no answer.
-PIPELINE_PARAMETERS = frozenset({"cache", "cache_ttl_seconds", "client_batching", "promotion"})
+PIPELINE_PARAMETERS = frozenset({"cache", "cache_ttl_seconds", "client_batching", "promotion", DEPENDENT_VERSIONS})
 
 BACKEND_OF_PLATFORM = {
     "onnxruntime_onnx": "onnxruntime",
@@ -47,7 +50,7 @@ class ModelConfigError(PipelineError):
     """
 
     def __init__(self, line: int | None, column: int | None, reason: str) -> None:
-        super().__init__(f"{line}:{column}: {reason}" if line else reason)
+        super().__init__(f"{line}:{column or 1}: {reason}" if line else reason)
         self.line = line
         self.column = column
         self.reason = reason
@@ -63,22 +66,29 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class ConfigText:
-    """A parsed configuration, and the line of each top-level field it states (proto3 cannot tell 0 from silence)."""
+    """A parsed configuration, and the line of each field it states (proto3 cannot tell 0 from silence).
+
+    `lines` has the paths of text_lines.py: `max_batch_size`, `input[1].dims`, `parameters{cache}`.
+    """
 
     config: ModelConfig
     lines: Mapping[str, int] = field(default_factory=dict)
 
 
-_TOKEN = re.compile(r"""(?P<skip>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|\#[^\n]*)|(?P<open>[{<\[])|(?P<close>[}>\]])"""
-                    r"""|(?P<name>[A-Za-z_]\w*)""")  # fmt: skip
+# A configuration of 300 tensors has 20 kB. What has more than this is something else under its name.
+CONFIG_BYTES_MAX = 1 << 20
 
 
 def parse_config(text: str) -> ConfigText:
-    """Reads a `config.pbtxt`; an unknown field, a wrong type or a field given twice is an error.
+    """Reads a `config.pbtxt`; an unknown field, a wrong type, a field or a map's key given twice is an error.
 
     Raises:
         ModelConfigError: with line and column.
     """
+    if len(text) > CONFIG_BYTES_MAX:
+        raise ModelConfigError(
+            None, None, f"has {len(text)} characters, a configuration has {CONFIG_BYTES_MAX} at most"
+        )
     config = model_config_pb2.ModelConfig()
     try:
         text_format.Parse(text, config)
@@ -87,20 +97,10 @@ def parse_config(text: str) -> ConfigText:
         # The parser's text begins with the place again: "3:5 : 'input {': Message type ...".
         reason = re.sub(r"^\d+:\d+ : ", "", str(error))
         raise ModelConfigError(line, column, reason) from None
-    return ConfigText(config, _field_lines(text))
-
-
-def _field_lines(text: str) -> dict[str, int]:
-    lines: dict[str, int] = {}
-    depth = 0
-    for match in _TOKEN.finditer(text):
-        if match["open"]:
-            depth += 1
-        elif match["close"]:
-            depth -= 1
-        elif match["name"] and depth == 0:
-            lines.setdefault(match["name"], text.count("\n", 0, match.start()) + 1)
-    return lines
+    found = pbtxt_lines(text)
+    for key, line in found.repeated_keys:
+        raise ModelConfigError(line, None, f"key {key!r} is given twice")
+    return ConfigText(config, found.lines)
 
 
 def backend_of(config: ModelConfig) -> str:
@@ -136,10 +136,11 @@ def config_text(config: ModelConfig) -> str:
 
 
 def findings(config: ModelConfig, model_name: str, lines: Mapping[str, int] | None = None) -> list[Finding]:
-    """Everything in a completed configuration that Triton, or this pipeline, would refuse."""
-    lines = lines or {}
-    checks = (*_identity(config, model_name), *_tensors(config), *_scheduling(config), *_parameters(config))
-    return [Finding(reason, lines.get(name)) for name, reason in checks]
+    """Everything in a completed configuration that Triton, or this pipeline, would refuse, each with its line."""
+    checks = (
+        *_identity(config, model_name), *_tensors(config), *_scheduling(config), *_files(config), *_parameters(config)
+    )  # fmt: skip
+    return [Finding(reason, line_of(lines or {}, path)) for path, reason in checks]
 
 
 def _identity(config: ModelConfig, model_name: str) -> Iterator[tuple[str, str]]:
@@ -148,7 +149,8 @@ def _identity(config: ModelConfig, model_name: str) -> Iterator[tuple[str, str]]
     if not config.backend and not config.platform:
         yield "backend", 'a backend is missing, for example backend: "onnxruntime"'
     elif config.platform == "ensemble" or config.HasField("ensemble_scheduling"):
-        yield "platform", "ensembles are not served: their answers change with other models' versions"
+        path = "platform" if config.platform else "ensemble_scheduling"
+        yield path, "ensembles are not served: their answers change with other models' versions"
     elif not config.backend and not backend_of(config):
         yield "platform", f"platform {config.platform!r} is unknown; known: {', '.join(BACKEND_OF_PLATFORM)}"
     elif config.backend and config.platform and BACKEND_OF_PLATFORM.get(config.platform) != config.backend:
@@ -160,60 +162,103 @@ def _tensors(config: ModelConfig) -> Iterator[tuple[str, str]]:
         if not entries:
             yield kind, f"no {kind} is declared"
         names = [entry.name for entry in entries]
-        for name in sorted({name for name in names if names.count(name) > 1}):
-            yield kind, f"{kind} {name!r} is declared {names.count(name)} times"
-        for entry in entries:
-            for reason in _tensor(entry, batched=config.max_batch_size > 0):
-                yield kind, f"{kind} {entry.name!r}: {reason}"
+        for index, entry in enumerate(entries):
+            path = indexed(kind, index)
+            if names.index(entry.name) < index:
+                yield f"{path}.name", f"{kind} {entry.name!r} is declared {names.count(entry.name)} times"
+            for part, reason in _tensor(entry, batched=config.max_batch_size > 0):
+                yield f"{path}.{part}", f"{kind} {entry.name!r}: {reason}"
 
 
-def _tensor(entry: Any, *, batched: bool) -> Iterator[str]:
+def _tensor(entry: Any, *, batched: bool) -> Iterator[tuple[str, str]]:
     if not entry.name:
-        yield "name is missing"
+        yield "name", "name is missing"
     if entry.data_type not in model_config_pb2.DataType.values() or not entry.data_type:
-        yield "data_type is missing or unknown"
+        yield "data_type", "data_type is missing or unknown"
     if not entry.dims:
-        yield "dims are missing"
-    if any(size < 1 and size != -1 for size in entry.dims):
-        yield f"dims are {list(entry.dims)}: each is at least 1, or -1 for any size"
+        yield "dims", "dims are missing"
+    for index, size in enumerate(entry.dims):
+        if size < 1 and size != -1:
+            path = indexed("dims", index)
+            yield path, f"dims are {list(entry.dims)}: each is at least 1, or -1 for any size"
+            break
     if entry.HasField("reshape"):
         shape = list(entry.reshape.shape)
         if not shape and not batched:
-            yield "an empty reshape needs a batch axis"
+            yield "reshape", "an empty reshape needs a batch axis"
         if -1 not in entry.dims and -1 not in shape and math.prod(shape) != math.prod(entry.dims):
-            yield f"reshape {shape} has not as many elements as dims {list(entry.dims)}"
+            yield "reshape.shape", f"reshape {shape} has not as many elements as dims {list(entry.dims)}"
+    if getattr(entry, "allow_ragged_batch", False) and not batched:
+        yield "allow_ragged_batch", "allow_ragged_batch needs a max_batch_size above 0"
+    # Enumerated in model_config.proto: 0 none, 1 NHWC, 2 NCHW.
+    if getattr(entry, "format", 0) and len(entry.dims) != 3:
+        yield "format", f"a format of images needs 3 dims, here are {list(entry.dims)}"
 
 
 def _scheduling(config: ModelConfig) -> Iterator[tuple[str, str]]:
     largest = config.max_batch_size
     if largest < 0:
         yield "max_batch_size", f"max_batch_size is {largest}: it is 0 for a model without a batch axis, or more"
-    for size in config.dynamic_batching.preferred_batch_size:
+    for index, size in enumerate(config.dynamic_batching.preferred_batch_size):
         if not 0 < size <= max(largest, 0):
-            yield "dynamic_batching", f"preferred_batch_size {size} is not in 1 to max_batch_size ({largest})"
-    for group in config.instance_group:
+            path = indexed("dynamic_batching.preferred_batch_size", index)
+            yield path, f"preferred_batch_size {size} is not in 1 to max_batch_size ({largest})"
+    levels, chosen = config.dynamic_batching.priority_levels, config.dynamic_batching.default_priority_level
+    if levels and not 1 <= chosen <= levels:
+        path = "dynamic_batching.default_priority_level"
+        yield path, f"default_priority_level is {chosen}, with {levels} levels it is 1 to {levels}"
+    for index, group in enumerate(config.instance_group):
         if group.count < 0:
-            yield "instance_group", f"instance_group count is {group.count}, it is at least 1"
+            yield (
+                f"{indexed('instance_group', index)}.count",
+                f"instance_group count is {group.count}, it is at least 1",
+            )
+        if group.gpus and group.kind == model_config_pb2.ModelInstanceGroup.KIND_CPU:
+            yield f"{indexed('instance_group', index)}.gpus", f"KIND_CPU with gpus {list(group.gpus)}: one of the two"
+    for index, warmup in enumerate(config.model_warmup):
+        if warmup.batch_size > max(largest, 1):
+            path = f"{indexed('model_warmup', index)}.batch_size"
+            yield path, f"warm-up batch_size is {warmup.batch_size}, max_batch_size is {largest}"
     policy = config.version_policy
     choice = policy.WhichOneof("policy_choice")
     if choice == "latest" and policy.latest.num_versions < 1:
-        yield "version_policy", "latest needs num_versions of at least 1: Triton would serve nothing"
+        path = "version_policy.latest.num_versions"
+        yield path, "latest needs num_versions of at least 1: Triton would serve nothing"
     if choice == "specific" and (not policy.specific.versions or min(policy.specific.versions) < 1):
-        yield "version_policy", f"specific versions are {list(policy.specific.versions)}: name at least one, from 1 up"
+        path = "version_policy.specific.versions"
+        yield path, f"specific versions are {list(policy.specific.versions)}: name at least one, from 1 up"
+
+
+def _files(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Names of files that Triton joins to the model's folder: none may lead out of it."""
+    named = [("default_model_filename", config.default_model_filename)]
+    named += [(f"cc_model_filenames{{{key}}}", name) for key, name in sorted(config.cc_model_filenames.items())]
+    named += [(f"{indexed('output', index)}.label_filename", entry.label_filename)
+              for index, entry in enumerate(config.output)]  # fmt: skip
+    for path, name in named:
+        if name and not is_inside(name):
+            yield path, f"names the file {name!r}: a plain path inside the folder is expected"
+    for name in built_files(config):
+        if not is_inside(name):
+            yield "parameters{built_files}", f"parameter built_files names {name!r}: files in the version folder only"
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative path stays in its folder, by its letters."""
+    return (
+        not name.startswith("/") and all(part not in ("", ".", "..") for part in name.split("/")) and "\0" not in name
+    )
 
 
 def _parameters(config: ModelConfig) -> Iterator[tuple[str, str]]:
     for name in ("cache", "client_batching"):
         if (word := parameter(config, name)) is not None and word.lower() not in _SWITCH:
-            yield "parameters", f"parameter {name} is {word!r}: true, false, on or off"
-    for name in (parameter(config, "built_files") or "").split(","):
-        if name.strip().startswith("/") or ".." in name.split("/"):
-            yield "parameters", f"parameter built_files names {name.strip()!r}: files in the version folder only"
+            yield f"parameters{{{name}}}", f"parameter {name} is {word!r}: true, false, on or off"
     if (word := parameter(config, "promotion")) not in (None, "auto", "manual"):
-        yield "parameters", f"parameter promotion is {word!r}: auto or manual"
+        yield "parameters{promotion}", f"parameter promotion is {word!r}: auto or manual"
     word = parameter(config, "cache_ttl_seconds")
     if word is not None and not _seconds(word):
-        yield "parameters", f"parameter cache_ttl_seconds is {word!r}: a number above 0"
+        yield "parameters{cache_ttl_seconds}", f"parameter cache_ttl_seconds is {word!r}: a number above 0"
 
 
 # --- What the rest of the pipeline needs to know ----------------------------------------------------------------------
@@ -222,6 +267,46 @@ def _parameters(config: ModelConfig) -> Iterator[tuple[str, str]]:
 def parameter(config: ModelConfig, name: str) -> str | None:
     """A parameter's text, or None."""
     return str(config.parameters[name].string_value) if name in config.parameters else None
+
+
+def built_files(config: ModelConfig) -> tuple[str, ...]:
+    """The files of a version that its build step makes."""
+    return tuple(name for part in (parameter(config, "built_files") or "").split(",") if (name := part.strip()))
+
+
+def stated_batching(config: ModelConfig) -> bool | None:
+    """What the owner says about batches of several requests (`client_batching`); None: he leaves it to the pipeline."""
+    word = parameter(config, "client_batching")
+    return _SWITCH[word.lower()] if word is not None else None
+
+
+def batches_requests(config: ModelConfig) -> bool:
+    """Whether requests of several callers may meet in one run: joined before they leave, or by the server."""
+    if config.max_batch_size < 2:
+        return False
+    return stated_batching(config) is not False or config.HasField("dynamic_batching")
+
+
+def without_batching(config: ModelConfig, dependent: Iterable[str]) -> ModelConfig:
+    """The same configuration, with every request on its own: no joining here, and none by the server.
+
+    Neither is part of a fingerprint (fingerprint.py): stored answers stay valid.
+
+    Args:
+        config: a completed configuration.
+        dependent: the versions whose answers depend on their neighbours; they are noted in it.
+    """
+    alone = model_config_pb2.ModelConfig()
+    alone.CopyFrom(config)
+    alone.parameters["client_batching"].string_value = "off"
+    alone.parameters[DEPENDENT_VERSIONS].string_value = ",".join(sorted(dependent, key=int))
+    alone.ClearField("dynamic_batching")
+    return alone
+
+
+def dependent_versions(config: ModelConfig) -> frozenset[str]:
+    """The versions that a serving configuration notes as depending on their neighbours."""
+    return frozenset(filter(None, (parameter(config, DEPENDENT_VERSIONS) or "").split(",")))
 
 
 def promotes(config: ModelConfig) -> bool:
@@ -248,7 +333,7 @@ def signature(config: ModelConfig) -> ModelSignature:
         stateful=config.HasField("sequence_batching"),
         cacheable=_SWITCH[(parameter(config, "cache") or "true").lower()],
         cache_ttl_seconds=_seconds(ttl) if ttl is not None else None,
-        client_batching=_SWITCH[(parameter(config, "client_batching") or "true").lower()],
+        client_batching=stated_batching(config) is not False,
     )
 
 

@@ -11,8 +11,8 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-# It is asked again with every few answers: with 3 one trial in 20 of equal versions ended within 4,000 answers, with 4.5
-# and at least five errors one in 150 or none (simulated, 0.1 to 5 % of errors, shares of 5 and 20 %).
+# It is asked again with every few answers: with 3 one trial in 20 of equal versions ended within 4,000 answers, with
+# 4.5 and at least five errors one in 150 or none (simulated, 0.1 to 5 % of errors, shares of 5 and 20 %).
 _Z = 4.5
 _FAILED_MIN = 5
 _TIMES_MIN = 100

@@ -4,14 +4,21 @@ The script runs in a process of its own: what it loads is gone afterwards, and w
 `-B` keeps Python from writing `__pycache__` into the owner's repository.
 """
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import BinaryIO
 
 from pipeline.errors import ModelRepositoryError
 
 # sentences takes 1 to 5 s; a build that exports a network of some GB takes minutes.
 BUILD_TIMEOUT_S = 600.0
+# Its last line is told: a traceback's is within this, whatever was printed before.
+_OUTPUT_BYTES = 64 * 1024
 
 _RUNNER = """
 import importlib.util, pathlib, sys
@@ -26,7 +33,7 @@ module.build(pathlib.Path(sys.argv[2]))
 
 
 def run_build(script: Path, model_folder: Path, version_folder: Path, timeout_s: float = BUILD_TIMEOUT_S) -> None:
-    """Runs `build(version_folder)` of a model's script. Blocks until it ends.
+    """Runs `build(version_folder)` of a model's script. Blocks until it ends; what it started ends with it.
 
     Args:
         script: the model's build.py; a link may not lead out of the model's folder.
@@ -40,20 +47,29 @@ def run_build(script: Path, model_folder: Path, version_folder: Path, timeout_s:
     if not script.resolve().is_relative_to(model_folder.resolve()):
         raise ModelRepositoryError(script, "the build script is a link that leads out of the model's folder")
     command = [sys.executable, "-B", "-c", _RUNNER, str(script.resolve()), str(version_folder.resolve())]
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
+    # A file and no pipe: whoever the script started and left running would keep a pipe open, and us waiting.
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        raise ModelRepositoryError(script, f"the build took longer than {timeout_s:.0f} s") from None
-    if done.returncode != 0:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        raise ModelRepositoryError(
-            script, f"the build failed: {lines[-1] if lines else f'exit code {done.returncode}'}"
-        )
+        try:
+            code = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ModelRepositoryError(script, f"the build took longer than {timeout_s:.0f} s") from None
+        finally:
+            _end_group(process)
+        if code != 0:
+            lines = _tail(output).strip().splitlines()
+            raise ModelRepositoryError(script, f"the build failed: {lines[-1] if lines else f'exit code {code}'}")
+
+
+def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends the script and everything it started: nothing writes into the copy afterwards."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _tail(output: BinaryIO) -> str:
+    output.seek(max(output.seek(0, os.SEEK_END) - _OUTPUT_BYTES, 0))
+    return output.read().decode(errors="replace")

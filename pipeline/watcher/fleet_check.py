@@ -29,9 +29,14 @@ class CheckLimits:
 
 @dataclass(frozen=True, slots=True)
 class FleetVerdict:
-    """What the servers said: of versions on trial, of versions that were good before, and who said nothing."""
+    """What the servers said: of versions on trial, of versions that were good before, and who said nothing.
+
+    Attributes:
+        fatal: versions on trial whose server answered before it met them and did not afterwards.
+    """
 
     rejected: Mapping[str, str]
+    fatal: Mapping[str, str]
     failing: Mapping[str, str]
     unreachable: tuple[str, ...]
     checked: tuple[str, ...]
@@ -48,7 +53,8 @@ async def check_fleet(
 
     So a bad version reaches one server of the fleet. A version that was announced before, with this content, is not
     taken away because a server has trouble with it now: it is only told. A server that does not answer is left out:
-    it loads the same folder when it starts.
+    it loads the same folder when it starts. One that stops answering while it has a version on trial may have died of
+    it: no other server meets that version in this check.
 
     Args:
         servers: the fleet.
@@ -62,11 +68,15 @@ async def check_fleet(
     rejected: dict[str, str] = {}
     failing: dict[str, str] = {}
     for server in servers:
+        was_live = await server.is_live(limits.live_timeout_s)
         try:
             problems = await _check_server(server, staged, sample, on_trial, limits)
         except ServerUnavailable as error:
             logger.warning("%s is left out of the check of %s: %s", server.address, staged.name, error.reason)
             unreachable.append(server.address)
+            if was_live and on_trial:
+                reason = f"{server.address} stopped answering while it tried it: {error.reason}"
+                return FleetVerdict({}, dict.fromkeys(on_trial, reason), failing, tuple(unreachable), tuple(checked))
             continue
         checked.append(server.address)
         for number, reason in problems.items():
@@ -74,7 +84,7 @@ async def check_fleet(
             told.setdefault(number, f"{server.address}: {reason}")
         if rejected:
             break
-    return FleetVerdict(rejected, failing, tuple(unreachable), tuple(checked))
+    return FleetVerdict(rejected, {}, failing, tuple(unreachable), tuple(checked))
 
 
 async def _check_server(

@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from functools import partial
@@ -29,10 +30,12 @@ from pipeline.core.model_events import ModelEvents
 from pipeline.core.version_life import next_step_at, promoted, with_canary, without_canary
 from pipeline.errors import PipelineError, PromotionError, SettingsError
 from pipeline.watcher.report import RegistrationReport
+from pipeline.watcher.repository import check_repository
 from pipeline.watcher.repository_changes import Look, RepositoryChanges, look_at
 from pipeline.watcher.repository_pass import Places, RepositoryPass, utc_now
 from pipeline.watcher.trial_watch import TrialWatch
 from pipeline.watcher.triton_control import TritonControl
+from pipeline.watcher.version_scan import QuietTime
 from schemas.control import ControlCommand, ControlReply, ModelPromoteCommand, ModelPromoteReply
 from schemas.registry import ModelRecord
 
@@ -105,6 +108,7 @@ class Watcher:
     async def start(self, resources: AsyncExitStack) -> None:
         """Connects everything; what fails here stops the start."""
         settings = self._settings
+        await asyncio.to_thread(check_repository, settings.model_repository)
         options = client_options(settings.kafka)
         port = settings.watcher.metrics_port
         await resources.enter_async_context(StatusServer(port, self._registry, self._not_ready, self._state))
@@ -116,7 +120,8 @@ class Watcher:
         await resources.enter_async_context(producer)
         self._events = EventTopic(producer, settings.topic("events"))
         places = Places(settings.model_repository, settings.data_dir / "serving", options, settings.topic("models"))
-        self._pass = RepositoryPass(places, servers, producer, drain=self._drain)
+        quiet = QuietTime(settings.watcher.quiet_s, time.time)
+        self._pass = RepositoryPass(places, servers, producer, drain=self._drain, quiet=quiet)
         self._trials = TrialWatch(options, settings.topic("results"), settings.limits.record_bytes + (1 << 16))
         resources.push_async_callback(self._trials.stop)
         control = ControlFollower(options, settings.topic("control"), self._obey, lambda: None)
@@ -173,7 +178,7 @@ class Watcher:
         await self._trials.follow(report.records.values())
         steps = [step for record in report.records.values() if (step := next_step_at(record, self._drain)) is not None]
         self._due_at = min(steps, default=None)
-        return not report.unreachable
+        return not report.unreachable and not report.unfinished
 
     def _note_problem(self, problem: str | None) -> None:
         if problem is not None and problem != self._problem:

@@ -19,8 +19,9 @@ class Fault:
     reason: str
 
     def __str__(self) -> str:
-        place = f"{self.path}:{self.line}" if self.line else str(self.path)
-        return f"{place}: {self.reason}"
+        # One fault is one line, whatever a file is called.
+        path = str(self.path) if str(self.path).isprintable() else ascii(str(self.path))[1:-1]
+        return f"{path}:{self.line}: {self.reason}" if self.line else f"{path}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,23 @@ class VersionFolder:
 
 
 @dataclass(frozen=True, slots=True)
+class UnfinishedVersion:
+    """A version that somebody may still be copying, or editing: neither whole nor at fault yet."""
+
+    number: str
+    path: Path
+    awaited: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: not complete yet: {self.awaited}"
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """One model; its configuration is final once its files are built (`completed_config`)."""
+    """One model; its configuration is final once its files are built (`completed_config`).
+
+    `selected` are those of `versions` that the version_policy names; what is `unfinished` is in neither.
+    """
 
     name: str
     path: Path
@@ -43,6 +59,7 @@ class ModelFolder:
     versions: tuple[VersionFolder, ...]
     selected: tuple[str, ...]
     shared_files: tuple[str, ...] = ()
+    unfinished: tuple[UnfinishedVersion, ...] = ()
 
     @property
     def build_script(self) -> Path | None:
@@ -57,12 +74,22 @@ class ModelFolder:
 
 @dataclass(frozen=True, slots=True)
 class RepositoryScan:
-    """What a look at the repository found; a fault belongs to its model, or its version, alone."""
+    """What a look at the repository found; a fault belongs to its model, or its version, alone.
+
+    `folders` names every model folder that is there, also those that a fault keeps out of `models`: a model that is in
+    neither was removed.
+    """
 
     path: Path
     writable: bool
     models: tuple[ModelFolder, ...]
     faults: tuple[Fault, ...]
+    folders: frozenset[str] = frozenset()
+
+    @property
+    def unfinished(self) -> tuple[UnfinishedVersion, ...]:
+        """Every version that is not complete yet."""
+        return tuple(version for model in self.models for version in model.unfinished)
 
 
 def _if_file(path: Path) -> Path | None:

@@ -1,14 +1,18 @@
-"""What an ONNX file declares: its inputs and outputs, without the `onnx` package.
+"""What an ONNX file declares: its inputs and outputs, without the `onnx` package, and without reading its weights.
 
-The watcher runs where that package is not installed, and needs 30 of its 400 fields. Fields that are not described
-here (the weights among them) are skipped by protobuf.
+The watcher runs where that package is not installed, and needs 30 of its 400 fields. A file is walked from field to
+field and weights are stepped over, so a graph of 1 GB costs what one of 20 kB does. It is not mapped: a mapped file
+that its owner cuts short ends the process (SIGBUS).
 
 Source: onnx/onnx.proto, ModelProto and what hangs on it; the numbers are part of the file format.
 """
 
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
@@ -16,22 +20,21 @@ from google.protobuf.message import DecodeError
 from pipeline.errors import ModelRepositoryError
 from pipeline.watcher.completion import Graph, GraphTensor
 
+# protobuf's own limit: no ONNX file can have more, and what is beyond lies beside the graph.
+GRAPH_BYTES_MAX = (1 << 31) - 1
+
 _DATATYPES = {
     1: "FP32", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 8: "BYTES", 9: "BOOL",
     10: "FP16", 11: "FP64", 12: "UINT32", 13: "UINT64", 16: "BF16",
 }  # fmt: skip
 
+# Where the walk goes: the numbers of ModelProto, GraphProto, TensorProto and SparseTensorProto.
+_GRAPH = 7
+_INITIALIZER, _INPUT, _OUTPUT, _SPARSE_INITIALIZER = 5, 11, 12, 15
+_NAME, _VALUES = 8, 1
+
 # message -> (field, number, type): a lower-case type is a scalar, `*` repeats.
 _FIELDS: dict[str, tuple[tuple[str, int, str], ...]] = {
-    "Model": (("ir_version", 1, "int64"), ("graph", 7, "GraphBody")),
-    "GraphBody": (
-        ("initializer", 5, "*Initializer"),
-        ("input", 11, "*Value"),
-        ("output", 12, "*Value"),
-        ("sparse_initializer", 15, "*SparseInitializer"),
-    ),
-    "Initializer": (("name", 8, "string"),),
-    "SparseInitializer": (("values", 1, "Initializer"),),
     "Value": (("name", 1, "string"), ("type", 2, "Type")),
     "Type": (("tensor_type", 1, "TensorType"),),
     "TensorType": (("elem_type", 1, "int32"), ("shape", 2, "Shape")),
@@ -41,7 +44,7 @@ _FIELDS: dict[str, tuple[tuple[str, int, str], ...]] = {
 
 
 @lru_cache(maxsize=1)
-def _model_class() -> Any:
+def _value_class() -> Any:
     types = descriptor_pb2.FieldDescriptorProto
     scalars = {"int64": types.TYPE_INT64, "int32": types.TYPE_INT32, "string": types.TYPE_STRING}
     file = descriptor_pb2.FileDescriptorProto(name="pipeline/onnx_part.proto", package="pipeline_onnx", syntax="proto2")
@@ -56,7 +59,7 @@ def _model_class() -> Any:
                 added.type_name = f".pipeline_onnx.{bare}"
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("pipeline_onnx.Model"))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("pipeline_onnx.Value"))
 
 
 def read_graph(path: Path) -> Graph:
@@ -66,19 +69,108 @@ def read_graph(path: Path) -> Graph:
         ModelRepositoryError: no whole ONNX file, or a type the protocol does not have.
         OSError: the file cannot be read.
     """
-    model = _model_class()()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except DecodeError:
-        raise ModelRepositoryError(path, "this is no whole ONNX file (half copied?)") from None
-    if not model.HasField("graph") or not model.graph.output:
+    with path.open("rb") as file:
+        content = _Content(file.fileno(), os.fstat(file.fileno()).st_size)
+        if content.size > GRAPH_BYTES_MAX:
+            raise ModelRepositoryError(path, f"has {content.size} bytes, an ONNX file ends at {GRAPH_BYTES_MAX}")
+        try:
+            return _read_graph(path, content)
+        except (DecodeError, _NotWholeError):
+            raise ModelRepositoryError(path, "this is no whole ONNX file (half copied?)") from None
+
+
+class _NotWholeError(Exception):
+    """A field that runs past the end of what it is in."""
+
+
+class _Span(NamedTuple):
+    """One field of a message: its number, and where its bytes are (none, for a number)."""
+
+    number: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """An open file."""
+
+    descriptor: int
+    size: int
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes from `start` to `end`.
+
+        Raises:
+            _NotWholeError: the file ends before.
+        """
+        found = os.pread(self.descriptor, end - start, start)
+        if len(found) != end - start:
+            raise _NotWholeError
+        return found
+
+
+def _read_graph(path: Path, content: _Content) -> Graph:
+    stored: set[str] = set()
+    values: dict[int, list[Any]] = {_INPUT: [], _OUTPUT: []}
+    for graph in _spans(content, _Span(0, 0, content.size)):
+        for part in _spans(content, graph) if graph.number == _GRAPH else ():
+            if part.number in values:
+                values[part.number].append(_value_class().FromString(content.read(part.start, part.end)))
+            elif part.number == _INITIALIZER:
+                stored |= _names(content, part)
+            elif part.number == _SPARSE_INITIALIZER:
+                inside = [span for span in _spans(content, part) if span.number == _VALUES]
+                stored |= {name for span in inside for name in _names(content, span)}
+    if not values[_OUTPUT]:
         raise ModelRepositoryError(path, "this ONNX file has no graph with an output")
-    stored = {entry.name for entry in model.graph.initializer}
-    stored |= {entry.values.name for entry in model.graph.sparse_initializer}
     return Graph(
-        inputs=tuple(_tensor(path, value) for value in model.graph.input if value.name not in stored),
-        outputs=tuple(_tensor(path, value) for value in model.graph.output),
+        inputs=tuple(_tensor(path, value) for value in values[_INPUT] if value.name not in stored),
+        outputs=tuple(_tensor(path, value) for value in values[_OUTPUT]),
     )
+
+
+def _names(content: _Content, span: _Span) -> set[str]:
+    return {
+        content.read(field.start, field.end).decode(errors="replace")
+        for field in _spans(content, span)
+        if field.number == _NAME
+    }
+
+
+def _spans(content: _Content, span: _Span) -> Iterator[_Span]:
+    """The fields of a message, in order.
+
+    Raises:
+        _NotWholeError: it is none, or ends too early.
+    """
+    position = span.start
+    while position < span.end:
+        tag, position = _varint(content, position, span.end)
+        start, kind = position, tag & 7
+        # Protocol Buffers, "Encoding": 0 a varint, 1 eight bytes, 2 a length and its bytes, 5 four bytes.
+        if kind == 0:
+            _, position = _varint(content, position, span.end)
+            start = position
+        elif kind == 2:
+            length, start = _varint(content, position, span.end)
+            position = start + length
+        elif kind in (1, 5):
+            position = start + (8 if kind == 1 else 4)
+        else:
+            raise _NotWholeError
+        if position > span.end:
+            raise _NotWholeError
+        yield _Span(tag >> 3, start, position)
+
+
+def _varint(content: _Content, position: int, end: int) -> tuple[int, int]:
+    value = 0
+    for index, byte in enumerate(content.read(position, min(position + 10, end))):
+        value |= (byte & 0x7F) << (7 * index)
+        if byte < 0x80:
+            return value, position + index + 1
+    raise _NotWholeError
 
 
 def _tensor(path: Path, value: Any) -> GraphTensor:

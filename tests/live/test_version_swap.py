@@ -12,8 +12,8 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-from pipeline.watcher.announcement import model_record
 
+from pipeline.core import version_life
 from schemas.registry import ModelRecord
 from schemas.result import decode_result
 from tests.live.asking import Answered, Asking, Sent, fresh_id
@@ -183,11 +183,7 @@ async def replies(asking: Asking, sent: Mapping[Sent, Asked]) -> list[Replied]:
 
 def promoted(announced: ModelRecord, version: str) -> ModelRecord:
     """The record by which the watcher promotes a version now."""
-    fingerprints = {number: one.fingerprint for number, one in announced.versions.items()}
-    signature = announced.versions[version].signature
-    assert signature is not None
-    record = model_record(MODEL, fingerprints, {version}, signature, announced, datetime.now(UTC))
-    assert record is not None
+    record = version_life.promoted(announced, version, datetime.now(UTC))
     assert record.default_version == version
     assert record.previous_version == announced.default_version
     return record

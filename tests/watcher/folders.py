@@ -1,5 +1,6 @@
 """Model folders for the tests: small, whole, and easy to break."""
 
+import json
 from pathlib import Path
 
 import onnx
@@ -22,6 +23,14 @@ def python_model(repository: Path, name: str = "m", versions: tuple[str, ...] = 
         (folder / version).mkdir()
         (folder / version / "model.py").write_text(f"VERSION = {version}\n", encoding="utf-8")
     return folder
+
+
+def write_sample(folder: Path) -> Path:
+    """A sample request for a model of this module, without an answer; returns its file."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}
+    path = folder / "sample.json"
+    path.write_text(json.dumps({"model_name": folder.name, "inputs": [tensor]}), encoding="utf-8")
+    return path
 
 
 def onnx_bytes(

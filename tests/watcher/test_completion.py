@@ -1,8 +1,15 @@
 """A configuration completed from an ONNX file."""
 
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
 
 from pipeline.core.model_config import config_text, findings, parse_config, signature
 from pipeline.errors import ModelRepositoryError
@@ -98,11 +105,108 @@ def test_instance_count_is_always_written() -> None:
 )
 def test_contradiction_to_the_graph_is_found(text: str, words: str) -> None:
     """A configuration that its own model file contradicts never reaches a server."""
-    config = completed(parse_config("max_batch_size: 8 " + text), "m", GRAPH)
-    assert [reason for reason in graph_findings(config, GRAPH) if words in reason]
+    source = parse_config("max_batch_size: 8\n" + text)
+    config = completed(source, "m", GRAPH)
+    (found,) = [each for each in graph_findings(config, GRAPH, source.lines) if words in each.reason]
+    assert found.line == 2
 
 
 def test_batch_size_without_a_batch_axis_is_found() -> None:
     """max_batch_size above 0 needs an open first dimension everywhere."""
     graph = Graph((GraphTensor("x", "FP32", (4, 2)),), GRAPH.outputs)
-    assert graph_findings(completed(parse_config("max_batch_size: 8"), "m", graph), graph)
+    source = parse_config("\nmax_batch_size: 8")
+    (found,) = graph_findings(completed(source, "m", graph), graph, source.lines)
+    assert (found.line, "open dimension" in found.reason) == (2, True)
+
+
+@pytest.mark.parametrize("rank_one_output", [False, True])
+def test_file_cut_anywhere_is_no_model(tmp_path: Path, rank_one_output: bool) -> None:
+    """However much of a file has arrived, it is a model only when all of it is there."""
+    whole = onnx_bytes(rank_one_output=rank_one_output)
+    path = tmp_path / "model.onnx"
+    for end in range(0, len(whole) - 20, 3):
+        path.write_bytes(whole[:end])
+        with pytest.raises(ModelRepositoryError):
+            read_graph(path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=64), st.integers(0, 400))
+def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, noise: bytes, place: int) -> None:
+    """No content makes the reader fail in another way than with the fault that names the file."""
+    whole = onnx_bytes(rank_one_output=True)
+    path = tmp_path_factory.getbasetemp() / "noise.onnx"
+    path.write_bytes(whole[:place] + noise + whole[place + len(noise) :])
+    with suppress(ModelRepositoryError):
+        read_graph(path)
+
+
+def test_weights_are_stepped_over(tmp_path: Path) -> None:
+    """A gigabyte of weights is not read to learn what a model takes; more than protobuf holds is refused."""
+    weights = b"\x42\x01w\x4a" + _varint(1 << 30)  # TensorProto: name "w", then raw_data of 1 GiB
+    body = b"\x2a" + _varint(len(weights) + (1 << 30)) + weights
+    path = tmp_path / "model.onnx"
+    values = _graph_fields(onnx_bytes())
+    with path.open("wb") as file:
+        file.write(b"\x3a" + _varint(len(values) + len(body) + (1 << 30)) + values + body)
+        file.truncate(file.tell() + (1 << 30))
+    tracemalloc.start()
+    try:
+        graph = read_graph(path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [tensor.name for tensor in graph.inputs] == ["x"]
+    assert peak < 1 << 20
+    with path.open("r+b") as file:
+        file.truncate(1 << 31)
+    with pytest.raises(ModelRepositoryError, match="ends at 2147483647"):
+        read_graph(path)
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 0x7F:
+        parts.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*parts, value])
+
+
+def _graph_fields(content: bytes) -> bytes:
+    model = onnx.load_from_string(content)
+    return bytes(model.graph.SerializeToString())
+
+
+sizes = st.lists(st.one_of(st.integers(1, 99), st.just("n")), min_size=1, max_size=4)
+declared = st.tuples(st.sampled_from([1, 6, 7, 8, 9, 10, 11, 16]), sizes)
+
+
+@given(st.lists(declared, min_size=1, max_size=4), st.lists(declared, min_size=1, max_size=4))
+def test_generated_configuration_is_deterministic(
+    tmp_path_factory: pytest.TempPathFactory, inputs: list[Any], outputs: list[Any]
+) -> None:
+    """The same file gives the same bytes, which read back are the same configuration, in accord with the file."""
+    path = tmp_path_factory.getbasetemp() / "model.onnx"
+    values = [
+        [helper.make_tensor_value_info(f"{side}{index}", kind, shape) for index, (kind, shape) in enumerate(each)]
+        for side, each in (("i", inputs), ("o", outputs))
+    ]
+    graph = helper.make_graph([], "g", values[0], values[1])
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    read = read_graph(path)
+    config = completed(None, "m", read)
+    text = config_text(config)
+    assert config_text(completed(None, "m", read_graph(path))) == text
+    again = parse_config(text)
+    assert again.config == config
+    assert config_text(completed(again, "m", read)) == text
+    assert graph_findings(config, read, again.lines) == []
+    assert findings(config, "m", again.lines) == []
+
+
+def test_least_declaration_of_a_python_model() -> None:
+    """Inputs and outputs are all that the owner of a Python model must write."""
+    text = 'input { name: "x" data_type: TYPE_STRING dims: 1 } output { name: "y" data_type: TYPE_FP32 dims: [ 4 ] } '
+    config = completed(parse_config(text), "m", None, "python")
+    assert findings(config, "m") == []
+    assert (config.name, config.backend, config.max_batch_size, config.instance_group[0].count) == ("m", "python", 0, 1)

@@ -265,3 +265,43 @@ async def test_missing_topic_is_told(bootstrap_servers: str) -> None:
     """A topic that is not there is an error, and is not made."""
     with pytest.raises(TopicError, match="topics create"):
         await read_models({"bootstrap_servers": bootstrap_servers}, f"missing-{uuid.uuid4().hex}")
+
+
+async def test_model_that_depends_on_its_neighbours_is_not_batched(
+    tmp_path: Path, model_name: str, register: Register, serving_dir: Path, triton_urls: tuple[str, ...]
+) -> None:
+    """Neither this pipeline nor Triton joins its requests, until its owner insists; and it is asked only once."""
+    extra = "version_policy { latest { num_versions: 2 } } dynamic_batching { }"
+    folder = python_model(tmp_path / "repository", model_name, ("1", "2"), extra)
+    (folder / "1" / "model.py").write_text(ADDS.format(1), encoding="utf-8")
+    (folder / "2" / "model.py").write_text(ADDS.format("x.mean(axis=0)"), encoding="utf-8")
+    report = await register()
+    assert states(report) == {"1": "announced", "2": "announced"}
+    assert [version.reason.startswith("not batched") for version in report.versions] == [False, True]
+    assert not batches(report, model_name)
+    config = serving_dir / model_name / "config.pbtxt"
+    assert "dynamic_batching" not in config.read_text(encoding="utf-8")
+    before = config.stat().st_mtime_ns
+    again = await register()
+    assert states(again) == {"1": "unchanged", "2": "unchanged"}
+    assert "not batched" in again.versions[1].reason
+    assert config.stat().st_mtime_ns == before
+    (folder / "2" / "model.py").write_text(ADDS.format(2), encoding="utf-8")
+    mended = await register()
+    assert (states(mended)["2"], batches(mended, model_name)) == ("announced", True)
+    assert "dynamic_batching" in config.read_text(encoding="utf-8")
+
+
+async def test_owner_who_insists_is_batched(tmp_path: Path, model_name: str, register: Register) -> None:
+    """`client_batching` `on` is the owner's word: what depends on its neighbours is batched all the same."""
+    extra = 'parameters { key: "client_batching" value { string_value: "on" } }'
+    folder = python_model(tmp_path / "repository", model_name, ("1",), extra)
+    (folder / "1" / "model.py").write_text(ADDS.format("x.mean(axis=0)"), encoding="utf-8")
+    report = await register()
+    assert (states(report), batches(report, model_name)) == ({"1": "announced"}, True)
+
+
+def batches(report: RegistrationReport, model_name: str) -> bool:
+    signature = report.records[model_name].versions["1"].signature
+    assert signature is not None
+    return signature.client_batching

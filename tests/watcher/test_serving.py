@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from pipeline.core.model_config import parse_config
 from pipeline.errors import ModelRepositoryError
+from pipeline.watcher.build_step import run_build
 from pipeline.watcher.model_folder import ModelFolder
 from pipeline.watcher.repository import scan
 from pipeline.watcher.serving import ServingFolder, StagedModel
 from pipeline.watcher.version_checks import completed_config
-from tests.watcher.folders import python_model, tree
+from tests.watcher.folders import python_model, tree, write_sample
 
 BUILT = 'parameters { key: "built_files" value { string_value: "weights.bin" } }'
 BUILD = """
@@ -45,8 +46,9 @@ def serving(tmp_path: Path) -> ServingFolder:
 
 def test_tree_has_what_a_server_needs_and_nothing_else(repository: Path, serving: ServingFolder) -> None:
     """Version folders, shared files and a configuration that names the versions are served; notes are not."""
-    for name in ("README.md", "build.py", "sample.json", "labels.txt"):
+    for name in ("README.md", "build.py", "labels.txt"):
         (repository / "m" / name).write_text("x", encoding="utf-8")
+    write_sample(repository / "m")
     before = tree(repository)
     staged, changed = serve_all(serving, repository)
     assert changed
@@ -180,13 +182,14 @@ def test_failed_build_is_told(tmp_path: Path, serving: ServingFolder, script: st
     assert list(serving.path.with_name("serving.versions").rglob("*.py")) == []
 
 
-def test_build_script_from_elsewhere_is_refused(tmp_path: Path, serving: ServingFolder) -> None:
+def test_build_script_from_elsewhere_is_refused(tmp_path: Path) -> None:
     """A build.py that is a link out of the model's folder does not run."""
     folder = python_model(tmp_path / "repository", extra=BUILT)
     (tmp_path / "elsewhere.py").write_text(BUILD, encoding="utf-8")
     (folder / "build.py").symlink_to(tmp_path / "elsewhere.py")
     with pytest.raises(ModelRepositoryError, match="leads out"):
-        serve_all(serving, tmp_path / "repository")
+        run_build(folder / "build.py", folder, tmp_path)
+    assert "leads out" in scan(tmp_path / "repository").faults[0].reason
 
 
 contents = st.dictionaries(

@@ -16,6 +16,7 @@ from pipeline.adapters.kafka import client_options
 from pipeline.adapters.models_topic import decode_model_record, read_models
 from pipeline.adapters.topics import create_topics
 from pipeline.config import Settings, WatcherSettings
+from pipeline.errors import ServerUnavailable
 from pipeline.watcher.main import Watcher
 from pipeline.watcher.serving import ServingFolder
 from pipeline.watcher.triton_control import TritonControl
@@ -139,7 +140,7 @@ async def place(
     changes = {
         "data_dir": serving_dir.parent,
         "model_repository": tmp_path / "repository",
-        "watcher": WatcherSettings(interval_s=0.2, drain_s=0.3),
+        "watcher": WatcherSettings(interval_s=0.2, drain_s=0.3, quiet_s=0),
         # One server of the stack's: a load takes it a second. What concerns several of them says so.
         "triton": settings.triton.model_copy(update={"urls": triton_urls[:1]}),
     }
@@ -400,3 +401,48 @@ async def test_trial_of_a_version_that_fails_ends_by_itself(place: Place) -> Non
         assert later.versions["2"].reason == record.versions["2"].reason
     rejected = [event for event in await place.events() if event["event_type"] == "model.rejected"]
     assert {event["attributes"]["reason"] for event in rejected} == {record.versions["2"].reason}
+
+
+async def test_version_that_ends_servers_is_met_by_one_and_rejected_the_second_time(
+    place: Place, triton_urls: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that stops while it loads a version finds it gone when it is back; once may be chance, twice is not."""
+    fleet = place.settings.triton.model_copy(update={"urls": triton_urls})
+    place.settings = place.settings.model_copy(update={"triton": fleet})
+    adding_model(place.repository, place.model_name, {"1": 10})
+    (place.folder / "sample.json").unlink()
+    staged = place.settings.data_dir / "serving" / place.model_name / "2"
+    dead: set[str] = set()
+    deaths: list[str] = []
+    order, call = TritonControl._order, TritonControl._call
+
+    async def ordered(server: TritonControl, method: str, request: Any, timeout_s: float) -> None:
+        if method == "RepositoryModelLoad" and request.model_name == place.model_name and staged.exists():
+            dead.add(server.address)
+            deaths.append(server.address)
+        if server.address in dead:
+            raise ServerUnavailable(server.address, "connection lost")
+        await order(server, method, request, timeout_s)
+
+    async def called(server: TritonControl, method: str, request: Any, timeout_s: float) -> Any:
+        if server.address in dead:
+            raise ServerUnavailable(server.address, "connection lost")
+        return await call(server, method, request, timeout_s)
+
+    async with place.watched():
+        await place.until(default_is("1"))
+        with monkeypatch.context() as patch:
+            patch.setattr(TritonControl, "_order", ordered)
+            patch.setattr(TritonControl, "_call", called)
+            place.publish("2", ADDS.format(20))
+            for _ in range(2):
+                async with asyncio.timeout(WAIT_S):
+                    while not dead or staged.exists():  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
+                dead.clear()
+            rejected = await place.until(state_is("2", "rejected"))
+        assert len(deaths) == 2
+        assert rejected is not None
+        assert "stopped answering while it tried it" in (rejected.versions["2"].reason or "")
+        assert rejected.default_version == "1"
+        await place.until_served("1")
