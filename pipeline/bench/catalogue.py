@@ -25,12 +25,13 @@ class Alone:
 
 @dataclass(frozen=True, slots=True)
 class OnServers:
-    """A benchmark on Kafka, with a Triton that serves `models`, if any, or ClickHouse where it says so."""
+    """A benchmark on Kafka, with Tritons that serve `models`, if any, or ClickHouse where it says so."""
 
     group: str
     figures: tuple[str, ...]
     measure: Callable[[Rig, Effort], Awaitable[list[Figure]]]
     models: tuple[str, ...] = ()
+    tritons: int = 1
     clickhouse: bool = False
 
 
@@ -46,6 +47,7 @@ def _benchmarks() -> tuple[Benchmark, ...]:
         shared_cache,
         sink_memory,
         sink_rows,
+        swap,
         warm_start,
         worker_memory,
     )
@@ -59,6 +61,7 @@ def _benchmarks() -> tuple[Benchmark, ...]:
         Alone("cache", ("cache.shared_get", "cache.shared_burst"), shared_cache.measure),
         # Misses run in this very process, so they come before the load generator has scattered its memory.
         OnServers("miss", ("miss.throughput", "miss.dispatch", "miss.latency"), miss.measure, models=digits),
+        OnServers("triton", ("triton.swap_failures", "triton.swap_p99"), swap.measure, models=digits, tritons=2),
         OnServers("hit", ("hit.throughput", "hit.cpu"), hit_throughput.measure, models=digits),
         OnServers("hit", ("hit.latency_p50", "hit.latency_p99"), hit_latency.measure, models=digits),
         OnServers("sink", ("sink.throughput",), sink_rows.measure, clickhouse=True),

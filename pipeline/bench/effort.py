@@ -28,6 +28,9 @@ class Effort:
         backlog_bytes: of each one's tensor.
         flat_seconds: how long a worker is kept busy, to see whether its memory grows.
         flat_warm_requests: requests before the first reading: what has a bound has reached it.
+        swaps: versions that take over one after the other.
+        swap_rate: requests per second meanwhile.
+        swap_quiet_s: how long the same are asked before the first.
         warm_distinct: tensors that a worker which is restarted is asked for.
         warm_requests: requests before it is.
         warm_rate: requests per second afterwards.
@@ -58,6 +61,10 @@ class Effort:
     backlog_records: int = 2000
     backlog_bytes: int = 600_000
     flat_seconds: float = 60.0
+    # The bar names 100. Each takes 4 s: found, loaded twice, two seconds' notice.
+    swaps: int = 100
+    swap_rate: int = 200
+    swap_quiet_s: float = 10.0
     # The ids of 100,000 requests are remembered for each of 4 partitions; the cache of 4 MiB is full after 5,000.
     flat_warm_requests: int = 440_000
     # A minute asks for some 5,000 of 10,000 tensors: a worker without a memory has a quarter of misses.

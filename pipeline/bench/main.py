@@ -70,10 +70,10 @@ async def _measure(benchmarks: Chosen, settings: Settings, effort: Effort) -> li
             figures += _only(await benchmark.measure(settings, effort), wanted)
     on_servers = [(benchmark, wanted) for benchmark, wanted in benchmarks if isinstance(benchmark, OnServers)]
     # The sink's own servers: a Triton beside them would only take memory and time to start.
-    with_triton = [one for one in on_servers if one[0].models]
-    others = [one for one in on_servers if not one[0].models]
-    for some in (with_triton, others):
-        if some and not await _measure_on_servers(some, settings, effort, figures):
+    tritons = {one.tritons if one.models else 0 for one, _ in on_servers}
+    for count in sorted(tritons, reverse=True):
+        some = [one for one in on_servers if (one[0].tritons if one[0].models else 0) == count]
+        if not await _measure_on_servers(some, settings, effort, figures):
             return None
     return figures
 
@@ -87,7 +87,13 @@ async def _measure_on_servers(
     done = 0
     with temporary_folder() as folder:
         async with (
-            stack_for(settings, folder, _tell, triton=bool(models), clickhouse=clickhouse) as stack,
+            stack_for(
+                settings,
+                folder,
+                _tell,
+                tritons=max(one.tritons if one.models else 0 for one, _ in benchmarks),
+                clickhouse=clickhouse,
+            ) as stack,
             rig_on(stack, settings, folder, _tell, models=models, clickhouse=clickhouse) as rig,
         ):
             for benchmark, wanted in benchmarks:

@@ -96,14 +96,14 @@ def temporary_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def stack_for(settings: Settings, folder: Path, tell: Tell, *, triton: bool, clickhouse: bool) -> Stack:
+def stack_for(settings: Settings, folder: Path, tell: Tell, *, tritons: int, clickhouse: bool) -> Stack:
     """The servers that are needed and that no setting gives an address for, not started yet."""
     plan = StackPlan(
         data_dir=folder,
         kafka=settings.kafka.bootstrap_servers is None,
         valkey=False,
         clickhouse=clickhouse and settings.clickhouse.url is None,
-        triton_count=int(triton and settings.triton.urls is None),
+        triton_count=tritons if settings.triton.urls is None else 0,
         record_bytes_max=settings.limits.record_bytes,
         serving_dir=folder / "serving",
         backends_dir=_BACKENDS if _BACKENDS.is_dir() else None,
