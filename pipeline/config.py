@@ -86,6 +86,10 @@ class TritonSettings(_Section):
     # Two, so that a restart or a crash of one never stops the answers.
     local_instances: int = Field(default=2, ge=1, le=8)
     tls: TlsSettings = TlsSettings()
+    # Large tensors lie in memory that a Triton on this host sees too, and do not travel (docs/large-tensors.md). All of
+    # a worker's together; each instance has an equal share. 128 MiB is two instances, four calls out to each, 8 MiB in
+    # and 8 out. 0: everything travels over gRPC.
+    shared_memory_bytes: int = Field(default=128 * MIB, ge=0)
 
     @field_validator("urls", mode="before")
     @classmethod

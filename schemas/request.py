@@ -218,11 +218,9 @@ def decode_request(body: bytes | None, headers: Iterable[tuple[str, bytes]] = ()
     """
     if not body:
         raise UndecodableRecordError("TOMBSTONE", "the record has no value")
-    tail = b""
     if headers and (length := _json_length(body, headers)) is not None:
-        body, tail = body[:length], body[length:]
-        request = _validated(body)
-        _attach_binary(request.inputs, tail)
+        request = _validated(body[:length])
+        _attach_binary(request.inputs, body, length)
         return request
     request = _validated(body)
     for tensor in request.inputs:
@@ -329,23 +327,23 @@ def binary_header_length(value: bytes | None, bytes_max: int) -> int | None:
     return int(value)
 
 
-def _attach_binary(inputs: Iterable[DecodedInput], tail: bytes) -> None:
-    position = 0
+def _attach_binary(inputs: Iterable[DecodedInput], body: bytes, position: int) -> None:
+    """Cuts the tensors out of the record's bytes from a position on; each is copied once, however large."""
     for tensor in inputs:
         size = tensor.parameters.get("binary_data_size")
         if size is None:
             continue
         if tensor.data is not None:
             raise WireError(ErrorCode.INVALID_REQUEST, f"inputs: {tensor.name!r} has both data and binary_data_size")
-        if type(size) is not int or size < 0 or size > len(tail) - position:
+        if type(size) is not int or size < 0 or size > len(body) - position:
             raise WireError(
                 ErrorCode.INVALID_INPUT,
-                f"inputs: {tensor.name!r} claims {size!r} bytes of binary data, {len(tail) - position} are left",
+                f"inputs: {tensor.name!r} claims {size!r} bytes of binary data, {len(body) - position} are left",
             )
-        tensor.data = tail[position : position + size]
+        tensor.data = body[position : position + size]
         position += size
-    if position != len(tail):
-        raise WireError(ErrorCode.INVALID_INPUT, f"inputs: {len(tail) - position} bytes follow the last binary tensor")
+    if position != len(body):
+        raise WireError(ErrorCode.INVALID_INPUT, f"inputs: {len(body) - position} bytes follow the last binary tensor")
 
 
 def is_request_id(text: str) -> bool:

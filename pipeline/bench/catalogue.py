@@ -31,7 +31,7 @@ class OnServers:
     figures: tuple[str, ...]
     measure: Callable[[Rig, Effort], Awaitable[list[Figure]]]
     models: tuple[str, ...] = ()
-    tritons: int = 1
+    tritons: int = 0
     clickhouse: bool = False
 
 
@@ -42,6 +42,7 @@ def _benchmarks() -> tuple[Benchmark, ...]:
     from pipeline.bench import (
         hit_latency,
         hit_throughput,
+        large,
         memory_flat,
         miss,
         shared_cache,
@@ -60,18 +61,27 @@ def _benchmarks() -> tuple[Benchmark, ...]:
         Alone("cache", ("cache.get", "cache.put"), eviction_figures.measure_costs),
         Alone("cache", ("cache.shared_get", "cache.shared_burst"), shared_cache.measure),
         # Misses run in this very process, so they come before the load generator has scattered its memory.
-        OnServers("miss", ("miss.throughput", "miss.dispatch", "miss.latency"), miss.measure, models=digits),
+        OnServers("miss", ("miss.throughput", "miss.dispatch", "miss.latency"), miss.measure, models=digits, tritons=1),
+        OnServers(
+            "large",
+            ("large.grpc_8mb", "large.shared_8mb", "large.shared_600kb"),
+            large.measure,
+            models=(blobs.MODEL,),
+            tritons=1,
+        ),
         OnServers("triton", ("triton.swap_failures", "triton.swap_p99"), swap.measure, models=digits, tritons=2),
-        OnServers("hit", ("hit.throughput", "hit.cpu"), hit_throughput.measure, models=digits),
-        OnServers("hit", ("hit.latency_p50", "hit.latency_p99"), hit_latency.measure, models=digits),
+        OnServers("hit", ("hit.throughput", "hit.cpu"), hit_throughput.measure, models=digits, tritons=1),
+        OnServers("hit", ("hit.latency_p50", "hit.latency_p99"), hit_latency.measure, models=digits, tritons=1),
         OnServers("sink", ("sink.throughput",), sink_rows.measure, clickhouse=True),
         *[
-            OnServers("memory", (case.name,), partial(worker_memory.measure, case=case), models=(blobs.MODEL,))
+            OnServers(
+                "memory", (case.name,), partial(worker_memory.measure, case=case), models=(blobs.MODEL,), tritons=1
+            )
             for case in worker_memory.CASES
         ],
-        OnServers("memory", ("worker.memory_flat",), memory_flat.measure, models=digits),
+        OnServers("memory", ("worker.memory_flat",), memory_flat.measure, models=digits, tritons=1),
         OnServers("memory", ("sink.backlog_memory",), sink_memory.measure, clickhouse=True),
-        OnServers("warm", ("cache.warm_start",), warm_start.measure, models=digits),
+        OnServers("warm", ("cache.warm_start",), warm_start.measure, models=digits, tritons=1),
     )
 
 

@@ -70,16 +70,19 @@ async def _measure(benchmarks: Chosen, settings: Settings, effort: Effort) -> li
             figures += _only(await benchmark.measure(settings, effort), wanted)
     on_servers = [(benchmark, wanted) for benchmark, wanted in benchmarks if isinstance(benchmark, OnServers)]
     # The sink's own servers: a Triton beside them would only take memory and time to start.
-    tritons = {one.tritons if one.models else 0 for one, _ in on_servers}
-    for count in sorted(tritons, reverse=True):
-        some = [one for one in on_servers if (one[0].tritons if one[0].models else 0) == count]
-        if not await _measure_on_servers(some, settings, effort, figures):
+    for tritons in sorted({benchmark.tritons for benchmark, _ in on_servers}, reverse=True):
+        some = [one for one in on_servers if one[0].tritons == tritons]
+        if not await _measure_on_servers(some, tritons, settings, effort, figures):
             return None
     return figures
 
 
 async def _measure_on_servers(
-    benchmarks: Sequence[tuple[OnServers, frozenset[str]]], settings: Settings, effort: Effort, figures: list[Figure]
+    benchmarks: Sequence[tuple[OnServers, frozenset[str]]],
+    tritons: int,
+    settings: Settings,
+    effort: Effort,
+    figures: list[Figure],
 ) -> bool:
     """Adds to `figures`; False where a signal ended it."""
     models = {model for benchmark, _ in benchmarks for model in benchmark.models}
@@ -87,13 +90,7 @@ async def _measure_on_servers(
     done = 0
     with temporary_folder() as folder:
         async with (
-            stack_for(
-                settings,
-                folder,
-                _tell,
-                tritons=max(one.tritons if one.models else 0 for one, _ in benchmarks),
-                clickhouse=clickhouse,
-            ) as stack,
+            stack_for(settings, folder, _tell, tritons=tritons, clickhouse=clickhouse) as stack,
             rig_on(stack, settings, folder, _tell, models=models, clickhouse=clickhouse) as rig,
         ):
             for benchmark, wanted in benchmarks:

@@ -61,7 +61,8 @@ def encode_result(exchange: Exchange, answer: Answer, worker: bytes, group: byte
         worker: this worker's name, as a JSON string.
         group: this worker's consumer group.
     """
-    outputs, tail = b"", b""
+    outputs = b""
+    tail: list[bytes] = []
     if answer.outputs is not None:
         wanted = binary_outputs(exchange.request)
         text = answer.outputs.json_outputs() if not wanted and wanted is not None else None
@@ -107,7 +108,7 @@ def encode_result(exchange: Exchange, answer: Answer, worker: bytes, group: byte
         headers.append(("tenant", exchange.tenant.encode()))
     if exchange.traceparent is not None:
         headers.append(("traceparent", exchange.traceparent))
-    return ResultRecord(json + tail if tail else json, headers, len(json))
+    return ResultRecord(b"".join([json, *tail]) if tail else json, headers, len(json))
 
 
 @lru_cache(maxsize=4096)
@@ -138,8 +139,8 @@ def _cache_parameters(answer: Answer) -> bytes:
     return parts
 
 
-def _with_binary(stored: StoredAnswer, wanted: frozenset[str] | None) -> tuple[bytes, bytes]:
-    """The `outputs` array with some tensors' bytes behind the JSON, and those bytes."""
+def _with_binary(stored: StoredAnswer, wanted: frozenset[str] | None) -> tuple[bytes, list[bytes]]:
+    """The `outputs` array with some tensors' bytes behind the JSON, and those bytes, not copied yet."""
     parts: list[bytes] = []
     tail: list[bytes] = []
     for tensor in stored.tensors:
@@ -148,4 +149,4 @@ def _with_binary(stored: StoredAnswer, wanted: frozenset[str] | None) -> tuple[b
             output = b'%b,"parameters":{"binary_data_size":%d}}' % (output_head(tensor), len(tensor.raw))
             tail.append(tensor.raw)
         parts.append(output)
-    return b"[%b]" % b",".join(parts), b"".join(tail)
+    return b"[%b]" % b",".join(parts), tail

@@ -11,7 +11,7 @@ from typing import Any, Self
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from pipeline.adapters.triton import set_parameters
+from pipeline.core.infer_messages import set_parameters
 from pipeline.core.model_config import ModelConfig
 from pipeline.errors import InferenceServerError, InvalidTensor, ModelFailed, ModelNotReady, ServerUnavailable
 from schemas.tensor import Tensor, split_bytes_elements

@@ -1,12 +1,15 @@
 """The engine as a worker runs it: its cache, the shared one where there is one, and the fleet."""
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 from prometheus_client import CollectorRegistry
 
 from pipeline.adapters.redis import RedisSharedCache
 from pipeline.adapters.system import SystemClock
+from pipeline.adapters.triton import TritonServer, instance_names
+from pipeline.adapters.triton_shared_memory import SharedSlots
 from pipeline.config import Settings
 from pipeline.core.answer import StoredAnswer
 from pipeline.core.catalog import ModelCatalog
@@ -29,6 +32,15 @@ def shared_cache_of(settings: Settings, registry: CollectorRegistry) -> RedisSha
     metrics = SharedCacheMetrics(registry)
     prefix = settings.kafka.topic_prefix
     return RedisSharedCache(settings.redis, settings.cache, prefix, SystemClock(), Random(), metrics)
+
+
+def fleet_of(settings: Settings) -> list[TritonServer]:
+    """The Tritons that are configured, each with its share of the memory that a worker and its servers may share."""
+    urls = settings.triton.urls or ()
+    share = settings.triton.shared_memory_bytes // max(len(urls), 1)
+    shared = partial(SharedSlots, bytes_max=share) if share else None
+    names = instance_names(urls)
+    return [TritonServer(name, url, settings.triton.tls, shared) for name, url in zip(names, urls, strict=True)]
 
 
 def engine_of(

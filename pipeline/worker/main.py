@@ -22,7 +22,6 @@ from pipeline.adapters.log_reader import LogReader
 from pipeline.adapters.models_topic import ModelsFollower
 from pipeline.adapters.status_http import StatusServer
 from pipeline.adapters.system import SystemClock
-from pipeline.adapters.triton import TritonServer, instance_names
 from pipeline.config import Settings
 from pipeline.core.answer import StoredAnswer
 from pipeline.core.catalog import ModelCatalog
@@ -33,7 +32,7 @@ from pipeline.engine import InferenceEngine
 from pipeline.errors import PipelineError, SettingsError
 from pipeline.metrics import EngineMetrics, LabelledCounts, Reading, publish_seconds
 from pipeline.worker.app import WorkerApp, create_app
-from pipeline.worker.assembly import engine_of, shared_cache_of
+from pipeline.worker.assembly import engine_of, fleet_of, shared_cache_of
 from pipeline.worker.cache_upkeep import CacheUpkeep
 from pipeline.worker.intake import InFlight, Intake, IntakeSettings
 from pipeline.worker.lane_opening import LaneOpener, LedgerNames
@@ -126,10 +125,7 @@ class _Worker:
         self._follower = ModelsFollower(options, settings.topic("models"), self._catalog.apply, self._catalog.discard)
         await self._follower.start()
         resources.push_async_callback(self._follower.stop)
-        urls = settings.triton.urls or ()
-        servers = [
-            TritonServer(name, url, settings.triton.tls) for name, url in zip(instance_names(urls), urls, strict=True)
-        ]
+        servers = fleet_of(settings)
         for server in servers:
             resources.push_async_callback(server.close)
         shared = shared_cache_of(settings, self._registry)

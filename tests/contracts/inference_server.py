@@ -7,13 +7,14 @@ request, input `fail` refuses it, parameter `delay_ms` makes it slow.
 import asyncio
 import struct
 from collections.abc import Awaitable, Callable
+from random import Random
 from typing import Any
 
 import pytest
 
 from pipeline.errors import InferenceServerError, InvalidTensor, ModelFailed, ModelNotReady, ServerUnavailable
 from pipeline.ports import InferenceCall, InferenceServer
-from schemas.tensor import Tensor
+from schemas.tensor import DATATYPES, Tensor, element_size
 
 FP32 = Tensor("fp32", "FP32", (2, 3), struct.pack("<6f", 1.5, -2.0, 3.25, 0.0, float("inf"), 1e-30))
 TEXT = Tensor("bytes", "BYTES", (2, 1), b"\3\0\0\0a\xffb\0\0\0\0")
@@ -31,6 +32,20 @@ def echo_call(*inputs: Tensor, outputs: tuple[str, ...] = (), **changes: Any) ->
 def echoed(tensor: Tensor) -> Tensor:
     """What comes back of an input."""
     return Tensor(f"{tensor.name}_echo", tensor.datatype, tensor.shape, tensor.raw)
+
+
+def eight_rows(datatype: str, seed: int) -> Tensor:
+    """Eight rows, together 300 KB of random bits; of BYTES, elements of 0 to 99 bytes."""
+    random = Random(f"{datatype} {seed}")
+    name = datatype.lower()
+    if datatype == "BYTES":
+        elements = [random.randbytes(random.randrange(100)) for _ in range(8 * 700)]
+        raw = b"".join(len(element).to_bytes(4, "little") + element for element in elements)
+        return Tensor(name, datatype, (8, 700), raw)
+    raw = random.randbytes(300_032)
+    if datatype == "BOOL":
+        raw = bytes(byte & 1 for byte in raw)
+    return Tensor(name, datatype, (8, len(raw) // 8 // (element_size(datatype) or 1)), raw)
 
 
 class InferenceServerContract:
@@ -127,6 +142,19 @@ class InferenceServerContract:
         async def test(server: InferenceServer) -> None:
             large = Tensor("uint8", "UINT8", (1, 6 << 20), bytes(range(256)) * (6 << 12))
             assert await server.infer(echo_call(large), 15.0) == (echoed(large),)
+
+        self.run(test)
+
+    @pytest.mark.parametrize("datatype", DATATYPES)
+    def test_large_batches_of_every_datatype_are_bit_exact(self, datatype: str) -> None:
+        """Eight rows of random bits in every datatype come back the same, one call after the other and at once."""
+
+        async def test(server: InferenceServer) -> None:
+            batches = [eight_rows(datatype, number) for number in range(6)]
+            for batch in batches[:3]:
+                assert await server.infer(echo_call(batch), 15.0) == (echoed(batch),)
+            answers = await asyncio.gather(*(server.infer(echo_call(batch), 15.0) for batch in batches))
+            assert answers == [(echoed(batch),) for batch in batches]
 
         self.run(test)
 
