@@ -28,7 +28,9 @@ ModelConfig = Any
 # What a serving configuration notes of the neighbour check (watcher/neighbour_check.py).
 DEPENDENT_VERSIONS = "depends_on_neighbours"
 # The parameters that speak to this pipeline and not to the model: they change no answer.
-PIPELINE_PARAMETERS = frozenset({"cache", "cache_ttl_seconds", "client_batching", "promotion", DEPENDENT_VERSIONS})
+PIPELINE_PARAMETERS = frozenset(
+    {"cache", "cache_ttl_seconds", "client_batching", "promotion", "latency_check", DEPENDENT_VERSIONS}
+)
 
 BACKEND_OF_PLATFORM = {
     "onnxruntime_onnx": "onnxruntime",
@@ -251,7 +253,7 @@ def is_inside(name: str) -> bool:
 
 
 def _parameters(config: ModelConfig) -> Iterator[tuple[str, str]]:
-    for name in ("cache", "client_batching"):
+    for name in ("cache", "client_batching", "latency_check"):
         if (word := parameter(config, name)) is not None and word.lower() not in _SWITCH:
             yield f"parameters{{{name}}}", f"parameter {name} is {word!r}: true, false, on or off"
     if (word := parameter(config, "promotion")) not in (None, "auto", "manual"):
@@ -312,6 +314,11 @@ def dependent_versions(config: ModelConfig) -> frozenset[str]:
 def promotes(config: ModelConfig) -> bool:
     """Whether a new version becomes the default by itself, once it has passed its checks."""
     return parameter(config, "promotion") != "manual"
+
+
+def checks_latency(config: ModelConfig) -> bool:
+    """Whether a version that is much slower than the default is turned away."""
+    return _SWITCH[(parameter(config, "latency_check") or "on").lower()]
 
 
 def _seconds(word: str) -> float | None:

@@ -1,19 +1,26 @@
 """A staged model on every server: loaded, ready, the same configuration, the sample answered."""
 
 import logging
+import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.core.model_config import signature
+from pipeline.core.model_config import checks_latency, signature
 from pipeline.errors import InferenceServerError, ServerUnavailable
 from pipeline.watcher.sample import Sample
 from pipeline.watcher.serving import StagedModel
 from pipeline.watcher.triton_control import ModelControlOff, ModelLoadFailed, TritonControl
 from pipeline.watcher.version_checks import config_differences
+from schemas.tensor import Tensor
 
 logger = logging.getLogger(__name__)
 
+# The best of five: whatever disturbs a call only makes it longer. Batches and threads explain less than five times.
+_TIMED_CALLS = 5
+_SLOWER_MAX = 5.0
+_SLOWER_MIN_S = 0.05
 _FAILED_VERSION = re.compile(r"version (\d+) is at UNAVAILABLE state")
 
 
@@ -47,6 +54,7 @@ async def check_fleet(
     staged: StagedModel,
     sample: Sample | None,
     on_trial: frozenset[str],
+    live: str | None,
     limits: CheckLimits,
 ) -> FleetVerdict:
     """Loads and checks on one server after the other; stops at the first that finds a version on trial wanting.
@@ -61,6 +69,7 @@ async def check_fleet(
         staged: what the serving folder holds for the model.
         sample: the model's sample request; without one, readiness and configuration are all that is checked.
         on_trial: versions that are not announced with this content.
+        live: the version that is the default now; a much slower one does not take its place.
         limits: how long each step may take.
     """
     unreachable: list[str] = []
@@ -71,6 +80,8 @@ async def check_fleet(
         was_live = await server.is_live(limits.live_timeout_s)
         try:
             problems = await _check_server(server, staged, sample, on_trial, limits)
+            if sample is not None and live is not None:
+                problems |= await _slower(server, staged, sample, on_trial - problems.keys(), live, limits)
         except ServerUnavailable as error:
             logger.warning("%s is left out of the check of %s: %s", server.address, staged.name, error.reason)
             unreachable.append(server.address)
@@ -107,6 +118,42 @@ async def _check_server(
     return rejected
 
 
+async def _slower(
+    server: TritonControl,
+    staged: StagedModel,
+    sample: Sample,
+    on_trial: frozenset[str],
+    live: str,
+    limits: CheckLimits,
+) -> dict[str, str]:
+    """Versions that need much longer for the sample than the live one, in turn on the same server."""
+    if live in on_trial or live not in staged.versions or not checks_latency(staged.config):
+        return {}
+    found: dict[str, str] = {}
+    for number in on_trial:
+        ours = theirs = math.inf
+        for _ in range(_TIMED_CALLS):
+            theirs = min(theirs, await _seconds(server, staged, live, sample, limits))
+            ours = min(ours, await _seconds(server, staged, number, sample, limits))
+        if ours > theirs * _SLOWER_MAX and ours - theirs > _SLOWER_MIN_S:
+            found[number] = f"takes {ours * 1e3:.0f} ms for the sample, version {live} takes {theirs * 1e3:.1f} ms"
+    return found
+
+
+async def _seconds(
+    server: TritonControl, staged: StagedModel, number: str, sample: Sample, limits: CheckLimits
+) -> float:
+    began = time.monotonic()
+    try:
+        await _answer(server, staged, number, sample, limits)
+    except ServerUnavailable:
+        if not await server.is_live(limits.live_timeout_s):
+            raise
+    except InferenceServerError:
+        return math.inf  # the live one may fail by now: then it is no measure
+    return time.monotonic() - began
+
+
 async def _load(server: TritonControl, model_name: str, limits: CheckLimits) -> str | None:
     """Loads the model; what the server said against it, or None."""
     try:
@@ -131,20 +178,25 @@ async def _problem(
         return f"the server's configuration is another one: {'; '.join(differences)}"
     if sample is None:
         return None
-    expected = signature(staged.config)
     try:
-        outputs = await server.infer(
-            staged.name,
-            number,
-            sample.inputs,
-            sample.parameters,
-            decoupled=expected.decoupled,
-            timeout_s=limits.call_timeout_s,
-        )
+        outputs = await _answer(server, staged, number, sample, limits)
     except ServerUnavailable as error:
         if not await server.is_live(limits.live_timeout_s):
             raise
         return f"the sample was not answered: {error.reason}"
     except InferenceServerError as error:
         return f"the sample failed: {error.reason}"
-    return "; ".join(sample.differences(number, expected, outputs)) or None
+    return "; ".join(sample.differences(number, signature(staged.config), outputs)) or None
+
+
+async def _answer(
+    server: TritonControl, staged: StagedModel, number: str, sample: Sample, limits: CheckLimits
+) -> tuple[Tensor, ...]:
+    return await server.infer(
+        staged.name,
+        number,
+        sample.inputs,
+        sample.parameters,
+        decoupled=staged.config.model_transaction_policy.decoupled,
+        timeout_s=limits.call_timeout_s,
+    )

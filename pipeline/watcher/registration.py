@@ -183,7 +183,8 @@ class ModelRegistration:
         while candidates:
             staged, _ = await asyncio.to_thread(self._serving.serve, model_name, config, candidates, shared)
             on_trial = _on_trial(staged, announced)
-            verdict = await check_fleet(self._servers, staged, sample, on_trial, self._limits)
+            live = announced.default_version if announced else None
+            verdict = await check_fleet(self._servers, staged, sample, on_trial, live, self._limits)
             state.unreachable.update(verdict.unreachable)
             if verdict.fatal:
                 candidates = self._without_fatal(model_name, candidates, verdict.fatal, staged, earlier, state)

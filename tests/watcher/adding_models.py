@@ -14,6 +14,7 @@ class TritonPythonModel:
         inputs = [pb_utils.get_input_tensor_by_name(request, "x").as_numpy() for request in requests]
         return [pb_utils.InferenceResponse([pb_utils.Tensor("y", x + {})]) for x in inputs]
 """
+SLOW = ADDS.replace("        inputs =", "        __import__('time').sleep(0.2)\n        inputs =")
 FAILS = "class TritonPythonModel:\n    def initialize(self, args):\n        raise RuntimeError('no weights')\n"
 
 

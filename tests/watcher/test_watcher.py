@@ -22,7 +22,7 @@ from pipeline.watcher.serving import ServingFolder
 from pipeline.watcher.triton_control import TritonControl
 from schemas.control import ModelPromoteCommand
 from schemas.registry import ModelRecord
-from tests.watcher.adding_models import ADDS, FAILS, adding_model
+from tests.watcher.adding_models import ADDS, FAILS, SLOW, adding_model
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(120)]
 
@@ -446,3 +446,22 @@ async def test_version_that_ends_servers_is_met_by_one_and_rejected_the_second_t
         assert "stopped answering while it tried it" in (rejected.versions["2"].reason or "")
         assert rejected.default_version == "1"
         await place.until_served("1")
+
+
+@pytest.mark.parametrize("checked", [True, False])
+async def test_version_that_is_much_slower_does_not_take_over(place: Place, checked: bool) -> None:
+    """It answers rightly and takes 0.2 s where the default takes milliseconds; its owner may say that this is fine."""
+    adding_model(place.repository, place.model_name, {"1": 10})
+    if not checked:
+        config = place.folder / "config.pbtxt"
+        config.write_text(config.read_text() + 'parameters { key: "latency_check" value { string_value: "off" } }')
+    async with place.watched():
+        await place.until(default_is("1"))
+        place.publish("2", SLOW.format(10))
+        if checked:
+            record = await place.until(state_is("2", "rejected"))
+            assert record is not None
+            assert record.default_version == "1"
+            assert "ms for the sample, version 1 takes" in (record.versions["2"].reason or "")
+        else:
+            await place.until(default_is("2"))
