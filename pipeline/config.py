@@ -86,6 +86,11 @@ class TritonSettings(_Section):
     # Two, so that a restart or a crash of one never stops the answers.
     local_instances: int = Field(default=2, ge=1, le=8)
     tls: TlsSettings = TlsSettings()
+    # What may wait in one process for the fleet, equal requests counted once; what finds no room is OVERLOADED at once
+    # (docs/routing.md). Twice what a worker takes on by default (4,096, and inputs of 128 MiB): behind a worker the
+    # backlog waits in Kafka, which costs nothing. Set below `worker.max_in_flight`, it is refused here instead.
+    queue_max: int = Field(default=8192, ge=1)
+    queue_max_bytes: int = Field(default=256 * MIB, ge=1)
     # Large tensors lie in memory that a Triton on this host sees too, and do not travel (docs/large-tensors.md). All of
     # a worker's together; each instance has an equal share. 128 MiB is two instances, four calls out to each, 8 MiB in
     # and 8 out. 0: everything travels over gRPC.

@@ -15,6 +15,7 @@ from pipeline.core.answer import Answer, failed, stored_answer
 from pipeline.core.cache_key import CacheScope
 from pipeline.core.catalog import ModelCatalog
 from pipeline.core.coalescing import Flight, Member
+from pipeline.core.fleet_queue import FleetOverloaded
 from pipeline.dispatcher import Dispatched, Dispatcher
 from pipeline.errors import InferenceServerError, InvalidTensor, ModelFailed, ModelNotReady, ServerUnavailable
 from pipeline.metrics import EngineMetrics
@@ -173,7 +174,12 @@ class Flights:
         elif outcome.error is None:
             self._succeed(flight, outcome)
         elif isinstance(outcome.error, ServerUnavailable | ModelNotReady):
-            self._spawn(self._try_again(flight, outcome.error))
+            if len(self._tasks) < self._dispatcher.waiting_max:
+                self._spawn(self._try_again(flight, outcome.error))
+            else:
+                self._land(flight)
+                full = f"no instance answers, and as many wait for one as may: {outcome.error.reason}"
+                self._fail(flight.waiting(), WireError(ErrorCode.OVERLOADED, full), flight, outcome)
         else:
             self._land(flight)
             self._fail(flight.waiting(), WireError(_code(outcome.error), outcome.error.reason), flight, outcome)
@@ -273,6 +279,8 @@ def expired(request: DecodedRequest) -> WireError:
 def _code(error: InferenceServerError) -> ErrorCode:
     if isinstance(error, InvalidTensor):
         return ErrorCode.INVALID_INPUT
+    if isinstance(error, FleetOverloaded):
+        return ErrorCode.OVERLOADED
     return ErrorCode.MODEL_ERROR if isinstance(error, ModelFailed) else ErrorCode.INTERNAL
 
 

@@ -42,6 +42,20 @@ MetricName = Literal[
     "pipeline_batch_rows",
     "pipeline_inference_seconds",
     "pipeline_publish_seconds",
+    "pipeline_instance_calls",
+    "pipeline_instance_retries",
+    "pipeline_instance_probes",
+    "pipeline_instance_ejections",
+    "pipeline_instance_in_flight",
+    "pipeline_instance_latency_seconds",
+    "pipeline_instance_ejected",
+    "pipeline_instance_share",
+    "pipeline_fleet_queue",
+    "pipeline_fleet_queue_bytes",
+    "pipeline_fleet_queue_age_seconds",
+    "pipeline_fleet_in_flight",
+    "pipeline_fleet_shed",
+    "pipeline_stood_still_seconds",
 ]
 
 
@@ -85,6 +99,20 @@ METRICS: dict[MetricName, MetricSpec] = {
     "pipeline_batch_rows": MetricSpec("histogram", "Rows of each call to Triton."),
     "pipeline_inference_seconds": MetricSpec("histogram", "Seconds of each call to Triton."),
     "pipeline_publish_seconds": MetricSpec("histogram", "Seconds from a result's being ready to Kafka's confirmation."),
+    "pipeline_instance_calls": MetricSpec("counter", "Calls by instance and outcome. Outrun: another was quicker."),
+    "pipeline_instance_retries": MetricSpec("counter", "Calls to this instance as another failed or was overdue."),
+    "pipeline_instance_probes": MetricSpec("counter", "Copies of calls, sent to see whether it is back."),
+    "pipeline_instance_ejections": MetricSpec("counter", "How often it was taken out. Many: look at its log."),
+    "pipeline_instance_in_flight": MetricSpec("gauge", "Calls that are out. Far more than others': it is slow."),
+    "pipeline_instance_latency_seconds": MetricSpec("gauge", "The peak-EWMA latency that it is chosen by, in seconds."),
+    "pipeline_instance_ejected": MetricSpec("gauge", "1 while it gets no calls but probes. For long: it is down."),
+    "pipeline_instance_share": MetricSpec("gauge", "Part of its usual calls: below 1 in the seconds after it is back."),
+    "pipeline_fleet_queue": MetricSpec("gauge", "Requests that wait for the fleet, by model. Growing: add Tritons."),
+    "pipeline_fleet_queue_bytes": MetricSpec("gauge", "Input bytes of those, by model."),
+    "pipeline_fleet_queue_age_seconds": MetricSpec("gauge", "How long the oldest of them has waited, in seconds."),
+    "pipeline_fleet_in_flight": MetricSpec("gauge", "Calls that are out, by model."),
+    "pipeline_fleet_shed": MetricSpec("counter", "Not executed, by model and reason: overloaded, or unwanted by then."),
+    "pipeline_stood_still_seconds": MetricSpec("counter", "Seconds this process stood still. Many: its host is full."),
 }  # fmt: skip
 
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -104,12 +132,21 @@ class EngineMetrics:
     Attributes:
         requests: by model and cache status.
         hit_ages: how old the answers were that hits were given.
+        instance_calls: by instance and outcome: answered, refused (the tensors), failed (the model), not_ready,
+            unavailable, timed_out, outrun (given up, as another answered or nobody waits), broken (a bug).
+        instance_retries: by instance.
+        fleet_shed: requests that were not executed, by model and reason: overloaded, unwanted.
+        stood_still_s: how long this process did nothing while calls were out.
 
     Args:
         registry: where they are exported; None counts for nobody.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.instance_calls: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        self.instance_retries: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        self.fleet_shed: defaultdict[tuple[str, ...], int] = defaultdict(int)
+        self.stood_still_s = 0.0
         self.requests: defaultdict[tuple[str, ...], int] = defaultdict(int)
         self.hit_ages = PlainHistogram("pipeline_cache_hit_age_seconds", _AGE_SECONDS)
         self.batch_rows = histogram("pipeline_batch_rows", _ROWS, registry)
@@ -117,6 +154,26 @@ class EngineMetrics:
         if registry is not None:
             registry.register(LabelledCounts("pipeline_requests", ("model_name", "cache_status"), self.requests))
             registry.register(self.hit_ages)
+            registry.register(LabelledCounts("pipeline_instance_calls", ("instance", "outcome"), self.instance_calls))
+            registry.register(LabelledCounts("pipeline_instance_retries", ("instance",), self.instance_retries))
+            registry.register(LabelledCounts("pipeline_fleet_shed", ("model_name", "reason"), self.fleet_shed))
+            registry.register(Reading("pipeline_stood_still_seconds", lambda: self.stood_still_s))
+        self._registry = registry
+
+    def watch_fleet(
+        self,
+        instances: Callable[[], Mapping[str, Mapping[MetricName, float]]],
+        models: Callable[[], Mapping[str, Mapping[MetricName, float]]],
+    ) -> None:
+        """Exports what is true of each instance, and of each model's queue, when it is asked for.
+
+        Args:
+            instances: by instance, the readings of each.
+            models: by model name, likewise.
+        """
+        if self._registry is not None:
+            self._registry.register(LabelledReadings("instance", instances))
+            self._registry.register(LabelledReadings("model_name", models))
 
     def count(self, model_name: str, cache_status: str) -> None:
         """One more request that met the cache this way."""
@@ -181,6 +238,25 @@ class LabelledCounts(Collector):
         for values, count in list(self._counts.items()):
             family.add_metric(values, count)
         yield family
+
+
+class LabelledReadings(Collector):
+    """Exports numbers that are read when asked, several for each value of one label."""
+
+    def __init__(self, label: str, read: Callable[[], Mapping[str, Mapping[MetricName, float]]]) -> None:
+        self._label, self._read = label, read
+
+    def collect(self) -> Iterator[Metric]:
+        """The numbers as they are now."""
+        families: dict[MetricName, CounterMetricFamily | GaugeMetricFamily] = {}
+        for value, readings in self._read().items():
+            for name, number in readings.items():
+                if name not in families:
+                    kind, text = METRICS[name]
+                    family = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+                    families[name] = family(name, text, labels=[self._label])
+                families[name].add_metric([value], number)
+        yield from families.values()
 
 
 class Reading(Collector):

@@ -49,6 +49,7 @@ def _benchmarks() -> tuple[Benchmark, ...]:
         sink_memory,
         sink_rows,
         swap,
+        triton,
         warm_start,
         worker_memory,
     )
@@ -69,6 +70,17 @@ def _benchmarks() -> tuple[Benchmark, ...]:
             models=(blobs.MODEL,),
             tritons=1,
         ),
+        *[
+            OnServers(
+                "triton",
+                (f"triton.{name}_instance_p99", f"triton.{name}_instance_p99_cost"),
+                run,
+                models=digits,
+                tritons=1,
+            )
+            for name, run in (("slow", triton.measure_slow), ("stopped", triton.measure_stopped))
+        ],
+        OnServers("triton", ("triton.overload_goodput",), triton.measure_overload, models=digits, tritons=1),
         OnServers("triton", ("triton.swap_failures", "triton.swap_p99"), swap.measure, models=digits, tritons=2),
         OnServers("hit", ("hit.throughput", "hit.cpu"), hit_throughput.measure, models=digits, tritons=1),
         OnServers("hit", ("hit.latency_p50", "hit.latency_p99"), hit_latency.measure, models=digits, tritons=1),

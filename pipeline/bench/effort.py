@@ -28,6 +28,9 @@ class Effort:
         backlog_bytes: of each one's tensor.
         flat_seconds: how long a worker is kept busy, to see whether its memory grows.
         flat_warm_requests: requests before the first reading: what has a bound has reached it.
+        fleet_rounds: rounds of the benchmarks on four Tritons.
+        fleet_rate: requests per second, where the fleet is not to be loaded.
+        fleet_seconds: of one phase.
         swaps: versions that take over one after the other.
         swap_rate: requests per second meanwhile.
         swap_quiet_s: how long the same are asked before the first.
@@ -61,6 +64,10 @@ class Effort:
     backlog_records: int = 2000
     backlog_bytes: int = 600_000
     flat_seconds: float = 60.0
+    # 800 requests have eight above their p99. A hundred a second leave two cores at rest, but for the four Tritons.
+    fleet_rounds: int = 3
+    fleet_rate: int = 100
+    fleet_seconds: float = 8.0
     # The bar names 100. Each takes 4 s: found, loaded twice, two seconds' notice.
     swaps: int = 100
     swap_rate: int = 200

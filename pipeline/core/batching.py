@@ -4,10 +4,18 @@ A batch leaves at once when nothing of its group is out, else what arrives meanw
 and the busier the server the larger the batches. One partial batch per instance is out at a time; full ones go up to
 `full_in_flight` per instance (measured on Triton 2.51: 37,000/s instead of 8,900/s with a fixed delay of 1 ms at 16
 callers, at a quarter of its latency).
+
+Requests leave in the order they came, until the oldest with a deadline has spent half of its time waiting. From then on
+the newest leave first, for in order each would be computed just too late for the one who waits: simulated at twice the
+capacity, in order 14 % of the peak's goodput are left (7 % in batches), newest first all of it. Those without a
+deadline keep their order and get every other place. One whose deadline is nearer than a batch takes leaves alone, while
+there is no such backlog.
+
+A batch with a row that fails is halved until that row is alone. While batches of a group fail, they get smaller.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
@@ -16,12 +24,18 @@ from schemas.tensor import Tensor, split_bytes_elements
 
 # Past this a batch saves nothing: 600 KB tensors take 2 ms to move and 0.05 ms of overhead each.
 BATCH_BYTES_MAX = 1 << 20
+NEVER = float("-inf")
+FOREVER = float("inf")
 
 Flight = TypeVar("Flight")
 
 
 class GroupKey(NamedTuple):
-    """Requests with the same key may share a batch: everything but the rows is equal."""
+    """Requests with the same key may share a batch: everything but the rows is equal.
+
+    Attributes:
+        alone: content that failed by itself before: it leaves in calls of its own.
+    """
 
     model_name: str
     version: str
@@ -29,6 +43,7 @@ class GroupKey(NamedTuple):
     inputs: tuple[tuple[str, str, tuple[int, ...]], ...]
     outputs: bytes
     parameters: tuple[tuple[str, str, str], ...]
+    alone: bool = False
 
 
 def group_key(
@@ -49,58 +64,162 @@ def group_key(
 
 @dataclass(slots=True)
 class Waiting(Generic[Flight]):
-    """One request's place in the queue of its group."""
+    """One request's place in the queue of its group; `queued_at` in monotonic seconds."""
 
     flight: Flight
-    tensors: Sequence[Tensor]
     rows: int
     size_bytes: int
+    queued_at: float = 0.0
+
+
+def _forever(flight: object) -> float:
+    return FOREVER
+
+
+def _unknown(size_bytes: int) -> float | None:
+    return None
 
 
 @dataclass(slots=True)
 class BatchGroup(Generic[Flight]):
     """The queue of one group, and how much of it is out.
 
-    Args:
-        rows_max: the model's max_batch_size.
+    Attributes:
+        rows_max: the model's max_batch_size, or less for a model that must not be batched.
         instances: how many servers share the load.
         full_in_flight: how many full batches may be out to each of them.
+        wanted_until: until when somebody waits for a flight, monotonic seconds; `NEVER` where nobody does any more.
+        call_p99_s: what a call of so many bytes takes; None where that is not known.
+        unwanted: those nobody waits for any more, found on the way; whoever takes batches empties it.
     """
 
     rows_max: int
     instances: int
     full_in_flight: int
+    wanted_until: Callable[[Flight], float] = _forever
+    call_p99_s: Callable[[int], float | None] = _unknown
     in_flight: int = 0
-    queue: deque[Waiting[Flight]] = field(default_factory=deque)
+    unwanted: list[Waiting[Flight]] = field(default_factory=list)
+    # With a deadline and without; both oldest first.
+    _hasty: deque[Waiting[Flight]] = field(default_factory=deque)
+    _patient: deque[Waiting[Flight]] = field(default_factory=deque)
     _rows_queued: int = 0
+    _rows_trusted: int = 0
+    _patient_turn: bool = False
+
+    def __post_init__(self) -> None:
+        self._rows_trusted = self.rows_max
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._hasty) + len(self._patient)
+
+    @property
+    def oldest_at(self) -> float:
+        """Since when the oldest waits; infinite where none does."""
+        return min(queue[0].queued_at if queue else FOREVER for queue in (self._hasty, self._patient))
 
     def add(self, waiting: Waiting[Flight]) -> None:
         """A request joins the end of the queue."""
-        self.queue.append(waiting)
+        patient = self.wanted_until(waiting.flight) == FOREVER
+        (self._patient if patient else self._hasty).append(waiting)
         self._rows_queued += waiting.rows
 
-    def take(self) -> list[Waiting[Flight]]:
-        """The next batch, or nothing when what is out is enough. The caller counts it as in flight.
+    def take(self, now: float = 0.0) -> list[Waiting[Flight]]:
+        """The next batch, or nothing when what is out is enough, or nobody waits.
 
-        The batch is at most `rows_max` rows and about `BATCH_BYTES_MAX` bytes, at least one request.
+        The batch is at most `rows_max` rows and about `BATCH_BYTES_MAX` bytes, at least one request. It counts as in
+        flight until the caller says otherwise.
         """
-        if not self.queue:
+        if not self._hasty and not self._patient:
             return []
-        limit = self.instances * (self.full_in_flight if self._rows_queued >= self.rows_max else 1)
-        if self.in_flight >= limit:
+        rows_max = min(self.rows_max, self._rows_trusted)
+        if self.in_flight >= self.instances * (self.full_in_flight if self._rows_queued >= rows_max else 1):
             return []
+        behind = self._falls_behind(now)
         batch: list[Waiting[Flight]] = []
         rows = size = 0
-        while self.queue:
-            head = self.queue[0]
-            if batch and (rows + head.rows > self.rows_max or size + head.size_bytes > BATCH_BYTES_MAX):
+        soonest = FOREVER
+        while (queue := self._next_queue(newest_first=behind)) is not None:
+            newest = behind and queue is self._hasty
+            waiting = queue[-1] if newest else queue[0]
+            if batch and (rows + waiting.rows > rows_max or size + waiting.size_bytes > BATCH_BYTES_MAX):
                 break
-            batch.append(self.queue.popleft())
-            rows += head.rows
-            size += head.size_bytes
-        self._rows_queued -= rows
-        self.in_flight += 1
+            if newest:
+                queue.pop()
+            else:
+                queue.popleft()
+            self._rows_queued -= waiting.rows
+            until = self.wanted_until(waiting.flight)
+            if until == NEVER:
+                self.unwanted.append(waiting)
+                continue
+            self._patient_turn = queue is self._hasty
+            batch.append(waiting)
+            rows += waiting.rows
+            size += waiting.size_bytes
+            soonest = min(soonest, until)
+        if soonest != FOREVER and len(batch) > 1 and not behind:
+            batch = self._without_the_hurried(batch, size, soonest, now)
+        self.in_flight += bool(batch)
         return batch
+
+    def drop_unwanted(self) -> None:
+        """Looks through the whole queue for those nobody waits for any more."""
+        for queue in (self._hasty, self._patient):
+            for _ in range(len(queue)):
+                waiting = queue.popleft()
+                if self.wanted_until(waiting.flight) == NEVER:
+                    self._rows_queued -= waiting.rows
+                    self.unwanted.append(waiting)
+                else:
+                    queue.append(waiting)
+
+    def distrust(self) -> None:
+        """A batch failed: the next ones are half as large, so that fewer suffer with the one that fails."""
+        self._rows_trusted = max(min(self.rows_max, self._rows_trusted) // 2, 1)
+
+    def trust(self) -> None:
+        """A batch was answered: the next ones may be an eighth larger."""
+        if self._rows_trusted < self.rows_max:
+            self._rows_trusted = min(self._rows_trusted + max(self._rows_trusted // 8, 1), self.rows_max)
+
+    def _falls_behind(self, now: float) -> bool:
+        """Whether the oldest with a deadline has spent half of its time waiting."""
+        while self._hasty:
+            oldest = self._hasty[0]
+            until = self.wanted_until(oldest.flight)
+            if until == NEVER:
+                self.unwanted.append(self._hasty.popleft())
+                self._rows_queued -= oldest.rows
+            elif until == FOREVER:  # one without a deadline has joined it
+                self._patient.append(self._hasty.popleft())
+            else:
+                return now - oldest.queued_at > until - now
+        return False
+
+    def _next_queue(self, *, newest_first: bool) -> deque[Waiting[Flight]] | None:
+        hasty, patient = self._hasty, self._patient
+        if not hasty or not patient:
+            return hasty or patient or None
+        if newest_first:
+            return patient if self._patient_turn else hasty
+        return hasty if hasty[0].queued_at <= patient[0].queued_at else patient
+
+    def _without_the_hurried(
+        self, batch: list[Waiting[Flight]], size: int, soonest: float, now: float
+    ) -> list[Waiting[Flight]]:
+        """One whose time ends before the batch would, alone; the others go back to the front."""
+        p99_s = self.call_p99_s(size)
+        if p99_s is None or soonest - now >= p99_s:
+            return batch
+        hurried = next(waiting for waiting in batch if self.wanted_until(waiting.flight) == soonest)
+        for waiting in reversed(batch):
+            if waiting is not hurried:
+                patient = self.wanted_until(waiting.flight) == FOREVER
+                (self._patient if patient else self._hasty).appendleft(waiting)
+                self._rows_queued += waiting.rows
+        return [hurried]
 
 
 def join_tensors(batch: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ from pipeline.adapters.triton_shared_memory import SharedSlots
 from pipeline.config import Settings
 from pipeline.core.answer import StoredAnswer
 from pipeline.core.catalog import ModelCatalog
+from pipeline.core.fleet_queue import QueueBounds
 from pipeline.core.response_cache import ResponseCache
 from pipeline.core.routing import Router
 from pipeline.dispatcher import Dispatcher
@@ -58,6 +59,7 @@ def engine_of(
         clock,
         attempt_timeout_s=settings.worker.inference_timeout_ms / 1e3,
         batches_in_flight=settings.worker.batches_in_flight,
+        bounds=QueueBounds(settings.triton.queue_max, settings.triton.queue_max_bytes),
         metrics=metrics,
     )
     cache = ResponseCache[StoredAnswer](settings.cache.max_bytes)

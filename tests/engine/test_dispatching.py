@@ -4,14 +4,29 @@ import asyncio
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from pipeline.core.answer import Answer
 from pipeline.core.batching import BATCH_BYTES_MAX
 from pipeline.errors import ModelFailed, ServerUnavailable
+from pipeline.metrics import EngineMetrics
+from pipeline.ports import InferenceCall
 from schemas.request import InferenceRequest
-from tests.simulation.fleet import FAILING_ROW, REFUSED_ROW, FakeVersion
+from schemas.tensor import Tensor
+from tests.simulation.fleet import FAILING_ROW, REFUSED_ROW, FakeVersion, right_outputs, rows_of
 from tests.simulation.system import MODEL, System, code_of, expected, make_system, model_record, outputs_of, request
-from tests.simulation.virtual_time import settle, simulated
+from tests.simulation.virtual_time import FakeClock, settle, simulated
+
+
+class OddRowsFail:
+    """A version that fails every call with an odd number in it."""
+
+    def answer(self, instance: str, call: InferenceCall) -> tuple[Tensor, ...]:
+        """As `content-1` does, else."""
+        numbers = [int.from_bytes(row[-4:], "little") for row in rows_of(call.inputs, batched=True)]
+        if any(number % 2 for number in numbers):
+            raise ModelFailed(instance, "odd row")
+        return right_outputs("content-1", call.inputs, call.parameters or {})
 
 
 async def answers_of(system: System, *asked: InferenceRequest) -> list[Answer]:
@@ -169,20 +184,20 @@ async def test_bad_row_fails_alone(bad: int, code: str) -> None:
     numbers = [1, 2, 3, bad, 5, 6, 7]
     answers = await answers_of(system, *map(request, numbers))
     assert [code_of(answer) for answer in answers] == ["", "", "", code, "", "", ""]
-    assert batch_sizes(system) == [7] + [1] * 7
+    assert batch_sizes(system) == [7, 3, 4, 2, 2, 1, 1]
 
 
 @simulated
-async def test_singles_after_a_failure_are_few_at_once() -> None:
-    """A failed batch is run again one by one, at most eight at a time; who expired meanwhile is left out."""
+async def test_parts_of_a_failed_batch_are_few_at_once() -> None:
+    """However many rows fail, at most eight parts run at a time; who expired meanwhile is left out."""
     system = system_of(max_batch_size=64)
     system.server.latency_s = 1.0
-    numbers = [FAILING_ROW, *range(1, 20)]
-    tasks = [system.start(request(number, timeout_ms=1500 if 8 <= number < 12 else None)) for number in numbers]
+    system.server.serves = dict.fromkeys(system.server.serves, OddRowsFail())
+    tasks = [system.start(request(number, timeout_ms=1500 if number < 4 else None)) for number in range(32)]
     codes = [code_of(await task) for task in tasks]
     assert system.server.running_max == 8
-    assert codes == ["MODEL_ERROR"] + [""] * 7 + ["EXPIRED"] * 4 + [""] * 8
-    assert system.calls == 1 + 8 + 8
+    assert codes == ["EXPIRED"] * 4 + ["", "MODEL_ERROR"] * 14
+    assert system.calls == 1 + 2 + 4 + 8 + 16 + 24
 
 
 @pytest.mark.parametrize("wrong", [lambda rows: 1, lambda rows: rows + 1, lambda rows: 0])
@@ -283,7 +298,7 @@ async def test_groups_are_let_go() -> None:
     system = system_of()
     await answers_of(system, *(request(number, parameters={"t": number}) for number in range(50)))
     await settle()
-    assert not system.dispatcher._groups
+    assert not len(system.dispatcher._queue)
 
 
 @simulated
@@ -300,3 +315,140 @@ async def test_new_content_is_a_new_group() -> None:
     await settle()
     await asyncio.gather(old, waiting, other)
     assert batch_sizes(system) == [2, 1, 1]
+
+
+async def knowing(system: System, count: int = 64) -> None:
+    """Makes so many calls of one row, one by one, that what they take is known."""
+    for number in range(count):
+        assert (await system.ask(request(10_000 + number))).status == "succeeded"
+
+
+@simulated
+async def test_silent_instance_costs_five_times_the_usual() -> None:
+    """A call that an instance swallows is soon answered by another, not after its timeout; the first is cancelled."""
+    system = system_of(servers=2)
+    await knowing(system)
+    silent, other = system.servers
+    silent.hangs = True
+    other.latency_s = 0.02  # the silent one looks better
+    began = system.clock.monotonic()
+    answers = [await system.ask(request(number)) for number in range(20)]
+    assert {answer.status for answer in answers} == {"succeeded"}
+    assert silent.cancelled >= 1
+    assert silent.running <= 1, "but for a probe nothing is left there"
+    assert system.clock.monotonic() - began <= 20 * 0.02 + 3 * 0.05 + 1e-6
+    assert max(answer.inference_s or 0.0 for answer in answers) < 0.03
+
+
+@simulated
+async def test_slower_model_still_has_its_answer() -> None:
+    """A model that takes fifty times what it took is not cut off: the first attempt is heard, few copies are made."""
+    system = system_of(servers=2)
+    await knowing(system)
+    before = system.calls
+    for server in system.servers:
+        server.latency_s = 0.5
+    began = system.clock.monotonic()
+    answers = [await system.ask(request(number)) for number in range(40)]
+    assert {answer.status for answer in answers} == {"succeeded"}
+    assert system.clock.monotonic() - began == pytest.approx(20.0)
+    assert system.calls - before <= 40 + 14
+
+
+@simulated
+async def test_retries_are_a_budget() -> None:
+    """While no instance answers, there are few calls more than requests and rounds; all are answered once one does."""
+    system = system_of(servers=4)
+    for server in system.servers:
+        server.down = True
+    tasks = [system.start(request(number, parameters={"t": number})) for number in range(30)]
+    await settle()
+    first_round = system.calls
+    assert first_round <= 30 + 10 + 3
+    await asyncio.sleep(3)
+    for server in system.servers:
+        server.down = False
+    assert {(await task).status for task in tasks} == {"succeeded"}
+
+
+@simulated
+async def test_ejected_instance_is_probed_behind_a_request() -> None:
+    """Nobody waits for the copy that finds out whether an instance is back; when it is, it is used again."""
+    system = system_of(servers=2)
+    down = system.servers[0]
+    down.down = True
+    for number in range(20):
+        await system.ask(request(number))
+    assert system.router.instances[down.name].ejected
+    down.down, down.hangs = False, True
+    began = system.clock.monotonic()
+    for number in range(100, 200):
+        await system.ask(request(number))
+    assert system.clock.monotonic() - began == pytest.approx(1.0)
+    down.hangs = False
+    for number in range(200, 2200):
+        await system.ask(request(number))
+    assert not system.router.instances[down.name].ejected
+    view = next(view for view in system.dispatcher.view().instances if view.name == down.name)
+    assert view.probes >= 2
+    assert view.share == 1.0
+
+
+@simulated
+async def test_pause_of_this_process_is_no_failure_of_an_instance() -> None:
+    """Calls that end in a timeout because this process stood still are no strikes, whatever the wall clock says."""
+    system = system_of(servers=2, attempt_timeout_s=1.0)
+    for server in system.servers:
+        server.latency_s = 5.0
+    tasks = [system.start(request(number, parameters={"t": number})) for number in range(6)]
+    await asyncio.sleep(0.15)
+    for server in system.servers:
+        server.latency_s = 0.01
+    assert isinstance(system.clock, FakeClock)
+    system.clock.advance(10.0)  # nothing runs meanwhile: all six are out of time when it goes on
+    assert {(await task).status for task in tasks} == {"succeeded"}
+    loads = system.router.instances.values()
+    assert all(load.unanswered == load.ejections == 0 and load.latency_s < 1.0 for load in loads), loads
+
+
+@simulated
+async def test_near_deadline_leaves_alone_before_the_batch() -> None:
+    """One whose time ends before a batch would is sent by itself; it does not drag the others, nor wait for them."""
+    system = system_of(batches_in_flight=1)
+    system.server.latency_s = lambda call: 0.02 * call.inputs[0].shape[0]
+    for number in range(40):
+        await asyncio.gather(*(system.ask(request(100 * number + row)) for row in range(1, 7)))
+    before = len(system.server.heard)
+    near = request(9_999, timeout_ms=60)
+    answers = await answers_of(system, *(request(9_000 + row) for row in range(4)), near, request(9_500))
+    assert [code_of(answer) for answer in answers] == [""] * 6
+    assert [heard.rows for heard in system.server.heard[before:]] == [1, 5]
+
+
+@simulated
+async def test_metrics_tell_who_got_what() -> None:
+    """Calls by instance and outcome, retries, what waits: all of it can be scraped."""
+    registry = CollectorRegistry()
+    system = system_of(servers=2, metrics=EngineMetrics(registry))
+    down, other = system.servers
+    down.down = True
+    for number in range(20):
+        await system.ask(request(number))
+    waiting = [system.start(request(number, parameters={"t": 1})) for number in range(30, 60)]
+    await settle()
+
+    def reading(name: str, **labels: str) -> float:
+        return registry.get_sample_value(name, labels) or 0.0
+
+    assert reading("pipeline_instance_calls_total", instance=other.name, outcome="answered") == 20
+    assert reading("pipeline_instance_calls_total", instance=down.name, outcome="unavailable") >= 3
+    assert reading("pipeline_instance_retries_total", instance=other.name) >= 3
+    assert reading("pipeline_instance_ejected", instance=down.name) == 1
+    assert reading("pipeline_instance_ejections_total", instance=down.name) == 1
+    assert reading("pipeline_instance_in_flight", instance=other.name) == reading(
+        "pipeline_fleet_in_flight", model_name=MODEL
+    )
+    assert reading("pipeline_fleet_queue", model_name=MODEL) == 30 - 8 * reading(
+        "pipeline_fleet_in_flight", model_name=MODEL
+    )
+    await asyncio.gather(*waiting)

@@ -136,6 +136,7 @@ class FakeInferenceServer:
         latency_s: how long a call takes, by itself or by the call.
         down: refuses connections at once.
         hangs: never answers: a call ends when its timeout does.
+        slots: how many calls run at a time, the others wait there; None: all of them.
         script: errors for the next calls; None lets one through.
         heard: every call, in order.
         cancelled: calls that the caller gave up.
@@ -146,11 +147,13 @@ class FakeInferenceServer:
     latency_s: float | Callable[[InferenceCall], float] = 0.01
     down: bool = False
     hangs: bool = False
+    slots: int | None = None
     script: deque[Exception | None] = field(default_factory=deque)
     heard: list[Heard] = field(default_factory=list)
     running: int = 0
     running_max: int = 0
     cancelled: int = 0
+    _free: asyncio.Semaphore | None = None
 
     async def infer(self, call: InferenceCall, timeout_s: float) -> tuple[Tensor, ...]:
         """See `pipeline.ports.InferenceServer.infer`."""
@@ -173,10 +176,13 @@ class FakeInferenceServer:
         scripted = self.script.popleft() if self.script else None
         takes_s = self.latency_s if isinstance(self.latency_s, (int, float)) else self.latency_s(call)
         takes_s += float((call.parameters or {}).get("delay_ms", 0)) / 1000
-        if self.hangs or takes_s > timeout_s:
+        if self.slots is not None:
+            await self._run_in_slot(takes_s, timeout_s)
+        elif self.hangs or takes_s > timeout_s:
             await asyncio.sleep(timeout_s)
             raise ServerUnavailable(self.name, "deadline exceeded")
-        await asyncio.sleep(takes_s)
+        else:
+            await asyncio.sleep(takes_s)
         if scripted is not None:
             raise scripted
         if self.down:
@@ -189,6 +195,19 @@ class FakeInferenceServer:
             by_name = {tensor.name: tensor for tensor in outputs}
             outputs = tuple(by_name[name] for name, _ in call.outputs)
         return outputs
+
+    async def _run_in_slot(self, takes_s: float, timeout_s: float) -> None:
+        """Waits for a slot; what has one runs to its end, whether anybody still listens or not."""
+        if self._free is None:
+            self._free = asyncio.Semaphore(self.slots or 1)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._free.acquire()
+                running = asyncio.get_running_loop().create_task(asyncio.sleep(takes_s))
+                running.add_done_callback(lambda _: self._free.release() if self._free else None)
+                await asyncio.shield(running)
+        except TimeoutError:
+            raise ServerUnavailable(self.name, "deadline exceeded") from None
 
 
 def _with_rows(tensor: Tensor, rows: int) -> Tensor:

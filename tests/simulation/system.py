@@ -10,10 +10,12 @@ from typing import Any
 
 from pipeline.core.answer import Answer, StoredAnswer
 from pipeline.core.catalog import ModelCatalog
+from pipeline.core.fleet_queue import QueueBounds
 from pipeline.core.response_cache import ResponseCache
 from pipeline.core.routing import Router
 from pipeline.dispatcher import Dispatcher
 from pipeline.engine import InferenceEngine
+from pipeline.metrics import EngineMetrics
 from pipeline.ports import Clock, SharedCache
 from schemas.registry import ModelRecord, ModelSignature, ModelVersion, TensorSpec
 from schemas.request import InferenceRequest
@@ -153,6 +155,8 @@ def make_system(
     batches_in_flight: int = 4,
     cache_bytes: int = 1 << 20,
     shared: SharedCache | None = None,
+    metrics: EngineMetrics | None = None,
+    bounds: QueueBounds | None = None,
     seed: int = 0,
     **signature_changes: Any,
 ) -> System:
@@ -173,7 +177,13 @@ def make_system(
     catalog = ModelCatalog([model_record(versions, default, **signature_changes)])
     router = Router([server.name for server in fleet], random.Random(seed))
     dispatcher = Dispatcher(
-        fleet, router, clock, attempt_timeout_s=attempt_timeout_s, batches_in_flight=batches_in_flight
+        fleet,
+        router,
+        clock,
+        attempt_timeout_s=attempt_timeout_s,
+        batches_in_flight=batches_in_flight,
+        metrics=metrics,
+        bounds=bounds,
     )
     cache = ResponseCache[StoredAnswer](cache_bytes)
     engine = InferenceEngine(
