@@ -19,7 +19,7 @@ from pipeline.core.coalescing import Flight, Member, Waiter
 from pipeline.core.parameters import sort_parameters
 from pipeline.core.response_cache import Cleared
 from pipeline.core.validation import check_inputs, requested_outputs
-from pipeline.dispatcher import Dispatcher
+from pipeline.dispatcher import Dispatcher, FleetView
 from pipeline.flights import Flights, expired
 from pipeline.metrics import EngineMetrics
 from pipeline.ports import AnswerCache, Clock, SharedCache
@@ -142,6 +142,10 @@ class InferenceEngine:
     def report_bugs_to(self, tell: Callable[[BaseException], None]) -> None:
         """Who is told of a bug that left somebody without an answer; else the event loop's own handler is."""
         self._dispatcher.on_bug = tell
+
+    def fleet(self) -> FleetView:
+        """Every instance and every model's queue, as this process sees them now."""
+        return self._dispatcher.view()
 
     @property
     def flights_running(self) -> int:

@@ -150,7 +150,7 @@ async def _process(name: str, address: str) -> Probed:
     if kind == "gateway":
         return await _answered(kind, name, address, {"url": address}, _get(f"{address}/v2/health/ready"))
     found = await _answered(kind, name, address, {}, _get(f"{address}/status"))
-    wanted = ("pid", "partitions") if kind == "workers" else ("pid",)
+    wanted = ("pid", "partitions", "fleet") if kind == "workers" else ("pid",)
     facts = {member: found.facts[member] for member in wanted if member in found.facts}
     problem = found.problem or ("" if found.facts.get("ready", True) else "not ready yet")
     return Probed(kind, name, address, facts, problem)

@@ -67,6 +67,22 @@ def as_document(settings: "Settings", probed: "list[Probed]", running: "StackSta
     return document
 
 
+def _fleet_rows(part: "Probed") -> "list[tuple[str, ...]]":
+    """Which instance gets how much of a worker's calls, and why."""
+    return [
+        (
+            part.name,
+            seen["name"],
+            str(seen["calls"]),
+            str(seen["unanswered"]),
+            str(seen["in_flight"]),
+            f"{seen['latency_s'] * 1e3:.1f} ms",
+            f"nothing for {seen['ejected_s']:.1f} s" if seen["ejected_s"] else f"{seen['share']:.0%} of its part",
+        )
+        for seen in part.facts.get("fleet", {}).get("instances", ())
+    ]
+
+
 def _print_table(settings: "Settings", probed: "list[Probed]") -> None:
     from pipeline.cli.console import plain_table, show
 
@@ -82,5 +98,7 @@ def _print_table(settings: "Settings", probed: "list[Probed]") -> None:
     ]
     if rows:
         show(plain_table(("part", "state", "address", "pid", "partitions"), rows))
+        if fleet := [row for part in probed for row in _fleet_rows(part)]:
+            show(plain_table(("worker", "instance", "calls", "unanswered", "in flight", "latency", "gets"), fleet))
     else:
         show(f"nothing runs in {settings.data_dir} and nothing is configured: start with `pipeline up`")

@@ -5,7 +5,8 @@ docs/routing.md tells which instance gets what, and why.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 from pipeline.core.batching import BatchGroup, GroupKey, NotSplittableError, group_key, split_tensors
 from pipeline.core.coalescing import Flight
@@ -27,6 +28,10 @@ class FleetView(NamedTuple):
 
     instances: list[InstanceView]
     models: list[ModelLine]
+
+    def as_json(self) -> dict[str, list[dict[str, Any]]]:
+        """The same for JSON."""
+        return {"instances": [asdict(one) for one in self.instances], "models": [one._asdict() for one in self.models]}
 
 
 class Dispatcher:

@@ -97,6 +97,7 @@ class _Worker:
         self._progress = asyncio.Event()
         self._app: WorkerApp | None = None
         self._catalog = ModelCatalog()
+        self._engine: InferenceEngine | None = None
 
     async def run(self) -> int:
         stop = asyncio.Event()
@@ -134,6 +135,7 @@ class _Worker:
             await shared.connect()
         metrics = EngineMetrics(self._registry)
         engine, cache = engine_of(settings, self._catalog, servers, metrics, shared)
+        self._engine = engine
         resources.push_async_callback(engine.stop)
         self._bug = asyncio.get_running_loop().create_future()
         engine.report_bugs_to(self._note_bug)
@@ -354,6 +356,7 @@ class _Worker:
             "partitions": self._partitions(),
             "models": sorted(f"{version.model_name}/{version.version}" for version in self._catalog.versions()),
             "in_flight": self._in_flight.count,
+            "fleet": self._engine.fleet().as_json() if self._engine is not None else {},
         }
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import orjson
 import pytest
 
-from pipeline.bench.catalogue import chosen
 from pipeline.bench.effort import Effort
 from pipeline.bench.main import run
 

@@ -122,11 +122,15 @@ def test_status_tells_where_everything_is(command_line: CommandLine) -> None:
     """All parts are ready with their addresses and pids, and two workers share the partitions."""
     code, document = status(command_line)
     assert code == 0
-    assert [name for name, part in document.items() if part is None] == ["gateway", "watcher"]
+    assert [name for name, part in document.items() if part is None] == ["gateway"]
     assert sorted(number for worker in document["workers"] for number in worker["partitions"]) == [0, 1, 2, 3]
     assert len(document["workers"]) == len(document["triton"]) == 2
-    assert {"kafka", "clickhouse", "valkey", "triton-0", "sink"} <= {one["name"] for one in document["processes"]}
-    pids = [part["pid"] for part in (*document["triton"], *document["workers"], document["sink"])]
+    fleets = [[seen["name"] for seen in worker["fleet"]["instances"]] for worker in document["workers"]]
+    assert fleets == [[one["name"] for one in document["triton"]]] * 2
+    ours = {"kafka", "clickhouse", "valkey", "triton-0", "sink", "watcher"}
+    assert ours <= {one["name"] for one in document["processes"]}
+    parts = (*document["triton"], *document["workers"], document["sink"], document["watcher"])
+    pids = [part["pid"] for part in parts]
     assert all(Path(f"/proc/{pid}").exists() for pid in pids)
 
 

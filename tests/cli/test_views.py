@@ -16,7 +16,7 @@ from pipeline.cli.demo.verification import LogFigures, differences
 from pipeline.cli.main import error_lines
 from pipeline.cli.probes import Probed, probe_all
 from pipeline.cli.results_view import Wanted
-from pipeline.cli.status import as_document
+from pipeline.cli.status import _print_table, as_document
 from pipeline.config import Settings
 from pipeline.errors import EventStoreError
 from pipeline.stack import Endpoints, StackError, StackState, TritonEndpoint
@@ -64,6 +64,19 @@ def test_status_has_null_for_what_is_down() -> None:
     assert document["triton"] == [{"name": "triton-0"}]
     assert document["workers"] == [{"pid": 1, "partitions": [0, 1]}]
     assert document["sink"] is document["watcher"] is document["gateway"] is None
+
+
+def test_status_shows_which_instance_gets_what(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each worker's view of each instance: its calls and latency, and whether it is left out or starting."""
+    seen = {"name": "triton-0", "calls": 12, "unanswered": 3, "in_flight": 1, "latency_s": 0.0042, "share": 0.1}
+    instances = [{**seen, "ejected_s": 0.0}, {**seen, "name": "triton-1", "ejected_s": 2.5}]
+    facts = {"pid": 1, "partitions": [0], "fleet": {"instances": instances, "models": []}}
+    _print_table(Settings(), [Probed("workers", "worker-0", "w", facts)])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[-2:]] == [
+        ["worker-0", "triton-0", "12", "3", "1", "4.2", "ms", "10%", "of", "its", "part"],
+        ["worker-0", "triton-1", "12", "3", "1", "4.2", "ms", "nothing", "for", "2.5", "s"],
+    ]
 
 
 async def test_stack_that_still_starts_is_not_ready(tmp_path: Path) -> None:
