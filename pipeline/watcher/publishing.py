@@ -272,7 +272,10 @@ def _unfinished(parent: Path) -> Iterator[Path]:
 
 def _sweep(repository: Path) -> None:
     """Removes what publishers left that were killed."""
-    for work in (*repository.glob(f"{_UNFINISHED}*"), *repository.glob(f"*/{_UNFINISHED}*")):
+    beside = _entries(repository)
+    for work in (*beside, *(entry for folder in beside for entry in _entries(folder))):
+        if not work.name.startswith(_UNFINISHED):
+            continue
         try:
             descriptor = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError:
@@ -285,6 +288,14 @@ def _sweep(repository: Path) -> None:
             continue  # its publisher lives
         finally:
             os.close(descriptor)
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where it is none, or was removed meanwhile by another publisher."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
 
 
 def _copy_all(files: Mapping[str, Path], folder: Path) -> None:

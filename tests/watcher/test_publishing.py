@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -316,3 +316,19 @@ def test_manifest_holds_what_was_published(repository: Path, source: Path) -> No
     assert list(manifest["files"]) == ["model.onnx"]
     (done.path / "model.onnx").write_bytes(onnx_bytes(factor=2.0))
     assert "SHA-256" in scan(repository).faults[0].reason
+
+
+def test_folder_of_another_publisher_may_vanish_at_any_moment(
+    repository: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others copy under hidden names comes and goes while this one looks for what the dead have left."""
+    (repository / ".publish-another").mkdir()
+    iterdir = Path.iterdir
+
+    def vanishing(self: Path) -> Iterator[Path]:
+        if self.name == ".publish-another" and self.exists():
+            self.rmdir()
+        return iterdir(self)
+
+    monkeypatch.setattr(Path, "iterdir", vanishing)
+    assert publish(repository, source, "m").version == "1"
