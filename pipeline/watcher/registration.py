@@ -8,7 +8,7 @@ out of the serving folder again, so a restarted server does not meet it, and the
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -38,6 +38,7 @@ class _Pass:
     Attributes:
         rejected: version -> the fingerprint of the content that was rejected.
         notes: version -> what else its owner should know.
+        set_aside: version and source of content that no server is to see again in this pass.
         changing: whether the topic says that content is being replaced.
     """
 
@@ -45,7 +46,7 @@ class _Pass:
     failures: dict[str, tuple[Outcome, str]] = field(default_factory=dict)
     rejected: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
-    rejected_content: set[tuple[str, str]] = field(default_factory=set)
+    set_aside: set[tuple[str, str]] = field(default_factory=set)
     serving_already: set[str] = field(default_factory=set)
     changing: bool = False
 
@@ -227,11 +228,7 @@ class ModelRegistration:
                 self._met_fatally.add(content)
                 state.failures[number] = ("unreachable", f"{reason}; it is tried once more")
         left = _without(model_name, candidates, rejected, staged, earlier, state)
-        for number in fatal.keys() - rejected.keys():
-            del left[number]
-            if number in earlier and earlier[number].source != candidates[number].source:
-                left[number] = earlier[number]
-        return left
+        return _set_aside(left, fatal.keys() - rejected.keys(), earlier, state)
 
     async def _tell_changes(self, planned: StagedModel, announced: ModelRecord | None, state: _Pass) -> None:
         """Before the content of a served version is replaced, every worker knows: it stores nothing of it."""
@@ -318,12 +315,12 @@ def _known_bad(planned: StagedModel, announced: ModelRecord | None) -> dict[str,
 
 
 def _proven(before: StagedModel, announced: ModelRecord | None, state: _Pass) -> dict[str, StoredFiles]:
-    """What was served and may be again: a pass that was cut short may have left a version that is rejected now."""
+    """What was served and may be again: a pass that was cut short may have left a version that is set aside now."""
     known = announced.versions if announced else {}
     return {
         number: stored
         for number, stored in before.versions.items()
-        if (number, stored.source) not in state.rejected_content
+        if (number, stored.source) not in state.set_aside
         or (number in known and known[number].fingerprint == before.fingerprints[number])
     }
 
@@ -337,14 +334,21 @@ def _without(
     state: _Pass,
 ) -> dict[str, StoredFiles]:
     """The candidates without what was rejected; where the content of a number changed, its earlier one again."""
-    left = dict(candidates)
     for number, reason in rejected.items():
         state.failures.setdefault(number, ("rejected", reason))
         state.rejected.setdefault(number, staged.fingerprints[number])
-        state.rejected_content.add((number, candidates[number].source))
         logger.warning("%s version %s is rejected: %s", model_name, number, reason)
-        del left[number]
-        if number in earlier and (number, earlier[number].source) not in state.rejected_content:
+    return _set_aside(candidates, rejected.keys(), earlier, state)
+
+
+def _set_aside(
+    candidates: dict[str, StoredFiles], numbers: Iterable[str], earlier: Mapping[str, StoredFiles], state: _Pass
+) -> dict[str, StoredFiles]:
+    """The candidates without these, of which no server sees this content again in this pass."""
+    left = dict(candidates)
+    for number in numbers:
+        state.set_aside.add((number, left.pop(number).source))
+        if number in earlier and (number, earlier[number].source) not in state.set_aside:
             left[number] = earlier[number]
     return left
 

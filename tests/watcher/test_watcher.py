@@ -465,3 +465,38 @@ async def test_version_that_is_much_slower_does_not_take_over(place: Place, chec
             assert "ms for the sample, version 1 takes" in (record.versions["2"].reason or "")
         else:
             await place.until(default_is("2"))
+
+
+async def test_fatal_version_that_a_dead_watcher_left_behind_is_not_served_again(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watcher died with it in the serving folder; the server dies of it too, and does not find it when it is back."""
+    adding_model(place.repository, place.model_name, {"1": 10})
+    async with place.watched():
+        await place.until(default_is("1"))
+    place.publish("2", ADDS.format(10))
+    with monkeypatch.context() as patch:
+        _die_at(patch, *STEPS["before a server loads it"])
+        with pytest.raises(_Died):
+            await place.until_death()
+    staged = place.settings.data_dir / "serving" / place.model_name / "2"
+    assert staged.exists()
+    dead: set[str] = set()
+    call = TritonControl._call
+
+    async def ordered(server: TritonControl, method: str, request: Any, timeout_s: float) -> None:
+        dead.add(server.address)
+        raise ServerUnavailable(server.address, "connection lost")
+
+    async def called(server: TritonControl, method: str, request: Any, timeout_s: float) -> Any:
+        if server.address in dead:
+            raise ServerUnavailable(server.address, "connection lost")
+        return await call(server, method, request, timeout_s)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TritonControl, "_order", ordered)
+        patch.setattr(TritonControl, "_call", called)
+        async with place.watched() as watcher:
+            await until_ready(watcher)
+            assert dead
+            assert not staged.exists()
