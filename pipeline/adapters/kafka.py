@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from pipeline.config import KafkaSettings, TlsSettings
@@ -55,6 +56,17 @@ def client_options(kafka: KafkaSettings) -> dict[str, Any]:
         options["sasl_plain_username"] = kafka.sasl_username
         options["sasl_plain_password"] = kafka.sasl_password.get_secret_value() if kafka.sasl_password else None
     return options
+
+
+async def all_partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
+    """All partitions of a topic that exists, for a started consumer without a group; it has the first one assigned.
+
+    Such a consumer learns a topic's partitions only once it has one of them; every topic has a first.
+    """
+    first = TopicPartition(topic, 0)
+    consumer.assign([first])
+    await consumer.end_offsets([first])
+    return [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or {0})]
 
 
 @asynccontextmanager

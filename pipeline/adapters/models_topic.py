@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 from pydantic import ValidationError
 
+from pipeline.adapters.kafka import all_partitions
 from pipeline.errors import TopicError
 from schemas.registry import ModelRecord
 
@@ -209,11 +210,7 @@ async def _assign_all(consumer: AIOKafkaConsumer, topic: str) -> list[TopicParti
     # `topics` fetches metadata without making a topic that is not there.
     if topic not in await consumer.topics():
         raise TopicError(f"there is no topic {topic}: `pipeline topics create` makes it")
-    # A consumer without a group learns a topic's partitions only once it has one of them; every topic has a first.
-    first = TopicPartition(topic, 0)
-    consumer.assign([first])
-    await consumer.end_offsets([first])
-    partitions = [TopicPartition(topic, number) for number in sorted(consumer.partitions_for_topic(topic) or {0})]
+    partitions = await all_partitions(consumer, topic)
     consumer.assign(partitions)
     await consumer.seek_to_beginning(*partitions)
     return partitions

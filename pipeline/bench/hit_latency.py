@@ -6,7 +6,7 @@ from statistics import quantiles
 
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Bar, Figure, paired
-from pipeline.bench.kafka_load import OpenLoop
+from pipeline.bench.kafka_load import OpenLoop, first_answer
 from pipeline.bench.rig import Rig
 from pipeline.bench.workload import RequestRecords
 from pipeline.client.records import RequestRecord
@@ -16,8 +16,6 @@ _P50_BAR = Bar("ratio_at_most", 1.5)
 _P99_BAR = Bar("ratio_at_most", 2.0)
 # At the beginning of a phase, connections and code that rested wake up; that is neither side's latency.
 _SKIPPED_S = 0.5
-# Both processes are asked this long until they answer: group membership, the models topic, the first misses.
-_WARM_TRIES = 60
 
 
 async def measure(rig: Rig, effort: Effort) -> list[Figure]:
@@ -72,11 +70,5 @@ async def _warm(loop: OpenLoop, records: list[RequestRecord]) -> None:
     Raises:
         TimeoutError: it never answered.
     """
-    for left in reversed(range(_WARM_TRIES)):
-        try:
-            await asyncio.to_thread(loop.run, records[:1], 100.0, 0)
-            break
-        except TimeoutError:
-            if not left:
-                raise
+    await first_answer(loop, records[0])
     await asyncio.to_thread(loop.run, records[1:], 1000.0, 0)

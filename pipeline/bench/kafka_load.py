@@ -1,5 +1,6 @@
 """The load generator: confluent-kafka, another client than the one that is measured."""
 
+import asyncio
 import time
 from collections.abc import Iterable
 from threading import Event, Thread
@@ -15,6 +16,8 @@ _DRAIN_S = 10.0
 # 200,000 small records, or a hundred large ones.
 _QUEUED_KIB_MAX = 256 * 1024
 _ADMIN_TIMEOUT_S = 30.0
+# Each waits `_DRAIN_S` for its answer.
+_FIRST_TRIES = 60
 
 
 def producer_of(kafka: KafkaSettings, **options: object) -> Any:
@@ -193,3 +196,18 @@ class OpenLoop:
             message = self._consumer.poll(_POLL_S)
             if message is not None and message.error() is None:
                 self._answered[(message.value() or b"")[7:43]] = time.perf_counter()
+
+
+async def first_answer(loop: OpenLoop, record: RequestRecord) -> None:
+    """Asks again and again until the process answers: it joins its group, reads the models topic, computes.
+
+    Raises:
+        TimeoutError: it never answered.
+    """
+    for left in reversed(range(_FIRST_TRIES)):
+        try:
+            await asyncio.to_thread(loop.run, [record], 100.0, 0)
+            break
+        except TimeoutError:
+            if not left:
+                raise

@@ -19,7 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from pipeline.adapters.clickhouse import ClickHouseEventStore
-from pipeline.adapters.kafka import client_options
+from pipeline.adapters.kafka import all_partitions, client_options
 from pipeline.adapters.models_topic import read_models
 from pipeline.adapters.topics import create_topics
 from pipeline.bench import blobs
@@ -278,12 +278,7 @@ class LogEnds:
 
     async def __aenter__(self) -> "LogEnds":
         await self._consumer.start()
-        first = TopicPartition(self._topic, 0)
-        # Without a group a topic's partitions are known only once one of them is assigned.
-        self._consumer.assign([first])
-        await self._consumer.end_offsets([first])
-        numbers = self._consumer.partitions_for_topic(self._topic) or {0}
-        self._partitions = [TopicPartition(self._topic, number) for number in sorted(numbers)]
+        self._partitions = await all_partitions(self._consumer, self._topic)
         return self
 
     async def __aexit__(self, *_: object) -> None:

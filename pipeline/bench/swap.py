@@ -20,7 +20,7 @@ from pipeline.adapters.kafka import client_options
 from pipeline.adapters.models_topic import read_models
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Bar, Figure
-from pipeline.bench.kafka_load import OpenLoop, read_values
+from pipeline.bench.kafka_load import OpenLoop, first_answer, read_values
 from pipeline.bench.rig import LogEnds, Rig
 from pipeline.bench.workload import MODEL, RequestRecords
 from pipeline.config import Settings
@@ -29,7 +29,6 @@ from schemas.registry import ModelRecord
 _SLICE_S = 1.0
 _LOOK_S = 0.1
 _TIMEOUT_S = 60.0
-_WARM_TRIES = 60
 
 
 async def measure(rig: Rig, effort: Effort) -> list[Figure]:
@@ -52,7 +51,7 @@ async def measure(rig: Rig, effort: Effort) -> list[Figure]:
         )
         loop = OpenLoop(settings.kafka, settings.topic("requests"), settings.topic("results"))
         closing.callback(loop.close)
-        await _warm(loop)
+        await first_answer(loop, next(RequestRecords(1).take(1)))
         ends = await closing.enter_async_context(LogEnds(settings, settings.topic("results")))
         before = await ends.now()
         quiet = await _asked(loop, effort, asyncio.create_task(asyncio.sleep(effort.swap_quiet_s)))
@@ -65,16 +64,6 @@ async def measure(rig: Rig, effort: Effort) -> list[Figure]:
             read_values, settings.kafka, settings.topic("results"), before, await ends.now()
         )
     return _figures(results, promotions, quiet, disturbed, effort)
-
-
-async def _warm(loop: OpenLoop) -> None:
-    for left in reversed(range(_WARM_TRIES)):
-        try:
-            await asyncio.to_thread(loop.run, list(RequestRecords(1).take(1)), 100.0, 0)
-            break
-        except TimeoutError:
-            if not left:
-                raise
 
 
 async def _asked(loop: OpenLoop, effort: Effort, until: "asyncio.Task[Any]") -> list[float]:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka.errors import KafkaError
 
+from pipeline.adapters.kafka import all_partitions
 from pipeline.core.trial_judge import Arm, verdict
 from schemas.registry import ModelRecord
 
@@ -95,11 +96,7 @@ class TrialWatch:
             )  # fmt: skip
             try:
                 await consumer.start()
-                first = TopicPartition(self._topic, 0)
-                consumer.assign([first])
-                await consumer.end_offsets([first])  # a consumer without a group learns partitions once it has one
-                numbers = consumer.partitions_for_topic(self._topic) or {0}
-                consumer.assign([TopicPartition(self._topic, number) for number in numbers])
+                consumer.assign(await all_partitions(consumer, self._topic))
                 await consumer.seek_to_end()
                 while True:
                     for some in (await consumer.getmany(timeout_ms=500)).values():
