@@ -48,10 +48,10 @@ class CacheLevels:
             key: the cache key.
             scope: whose answer, and of what.
             answer: just computed.
-            ttl_s: how long it may be given.
+            ttl_s: how long it may be given, from when it was computed.
             replace: it is to replace whatever is stored, elsewhere too.
         """
-        self._own.put(key, answer, self._clock.monotonic() + ttl_s, scope)
+        self._own.put(key, answer, answer.stored_at + ttl_s, scope)
         if self._shared is not None:
             winner = partial(self._give_way, key, scope, answer)
             self._shared.store(key, scope, answer, ttl_s, replace=replace, winner=winner)

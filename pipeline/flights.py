@@ -6,12 +6,12 @@ for all its members, or with the reason why there are none; while no instance an
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
 from pipeline.cache_levels import CacheLevels
-from pipeline.core.answer import Answer, failed, stored_answer
+from pipeline.core.answer import Answer, failed, stored_answers
 from pipeline.core.cache_key import CacheScope
 from pipeline.core.catalog import ModelCatalog
 from pipeline.core.coalescing import Flight, Member
@@ -167,41 +167,50 @@ class Flights:
         error = expired(member.request) if reason is None else _unavailable(reason)
         self._tell(member, failed(error, member.cache_status))
 
-    def _dispatched(self, flight: Flight, outcome: Dispatched | None) -> None:
-        """A flight came back: with outputs, with the reason why not, or unflown because nobody waits any more."""
-        if outcome is None:
-            self._land(flight)
-        elif outcome.error is None:
-            self._succeed(flight, outcome)
-        elif isinstance(outcome.error, ServerUnavailable | ModelNotReady):
-            if len(self._tasks) < self._dispatcher.waiting_max:
-                self._spawn(self._try_again(flight, outcome.error))
-            else:
+    def _dispatched(self, flights: Sequence[Flight], outcome: Dispatched | None) -> None:
+        """Flights came back: with outputs, with the reason why not, or unflown because nobody waits any more."""
+        if outcome is not None and outcome.error is None:
+            self._succeed(flights, outcome)
+            return
+        for flight in flights:
+            if outcome is None:
                 self._land(flight)
-                full = f"no instance answers, and as many wait for one as may: {outcome.error.reason}"
-                self._fail(flight.waiting(), WireError(ErrorCode.OVERLOADED, full), flight, outcome)
+            else:
+                self._miscarry(flight, outcome)
+
+    def _succeed(self, flights: Sequence[Flight], outcome: Dispatched) -> None:
+        now = self._clock.monotonic()
+        answers = stored_answers(outcome.outputs, outcome.parts, stored_at=now, instance=outcome.instance)
+        # A version whose content was replaced meanwhile may have answered with the new one under the old keys.
+        is_served = self._catalog.is_served(flights[0].version)
+        for flight, stored in zip(flights, answers, strict=True):
+            key, version, newest = flight.key, flight.version, self._land(flight)
+            # A flight that a no-cache request overtook must not put its older answer over that one's.
+            if key is not None and newest and is_served and flight.store:
+                own_ttl_s = version.signature.cache_ttl_seconds
+                ttl_s = self._ttl_s if own_ttl_s is None else own_ttl_s
+                self._cache.keep(key, flight.scope, stored, ttl_s, replace=flight.replaces)
+            for member in flight.waiting():
+                self._tell(
+                    member,
+                    Answer(
+                        "succeeded", version.version, stored, None, member.cache_status, key, None,
+                        outcome.dispatched_at, outcome.inference_s, outcome.instance,
+                    ),
+                )  # fmt: skip
+
+    def _miscarry(self, flight: Flight, outcome: Dispatched) -> None:
+        error = outcome.error
+        assert error is not None, "the caller looked"
+        if not isinstance(error, ServerUnavailable | ModelNotReady):
+            self._land(flight)
+            self._fail(flight.waiting(), WireError(_code(error), error.reason), flight, outcome)
+        elif len(self._tasks) < self._dispatcher.waiting_max:
+            self._spawn(self._try_again(flight, error))
         else:
             self._land(flight)
-            self._fail(flight.waiting(), WireError(_code(outcome.error), outcome.error.reason), flight, outcome)
-
-    def _succeed(self, flight: Flight, outcome: Dispatched) -> None:
-        key, newest = flight.key, self._land(flight)
-        now = self._clock.monotonic()
-        stored = stored_answer(outcome.outputs, stored_at=now, instance=outcome.instance)
-        # A flight that a no-cache request overtook must not put its older answer over that one's. A version whose
-        # content was replaced meanwhile may have answered with the new one under the old key.
-        if key is not None and newest and flight.store and self._catalog.is_served(flight.version):
-            own_ttl_s = flight.version.signature.cache_ttl_seconds
-            ttl_s = self._ttl_s if own_ttl_s is None else own_ttl_s
-            self._cache.keep(key, flight.scope, stored, ttl_s, replace=flight.replaces)
-        for member in flight.waiting():
-            self._tell(
-                member,
-                Answer(
-                    "succeeded", flight.version.version, stored, None, member.cache_status, key, None,
-                    outcome.dispatched_at, outcome.inference_s, outcome.instance,
-                ),
-            )  # fmt: skip
+            full = f"no instance answers, and as many wait for one as may: {error.reason}"
+            self._fail(flight.waiting(), WireError(ErrorCode.OVERLOADED, full), flight, outcome)
 
     async def _try_again(self, flight: Flight, error: InferenceServerError) -> None:
         """Nobody answered. Members whose time is up hear it; the others wait a little and queue again."""

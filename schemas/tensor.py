@@ -309,6 +309,22 @@ def json_from_raw(tensor: Tensor) -> bytes | None:
     return None if tensor.datatype in _FLOATS and b"null" in text else text
 
 
+def rows_as_json(tensor: Tensor) -> list[bytes] | None:
+    """The elements of each row along the first axis as JSON text, without brackets: `json_from_raw` of it, unwrapped.
+
+    None for what is not numbers, has none, or has some that JSON cannot carry, and where numbers are written one by one
+    (FP32 that would be rounded twice).
+    """
+    layout = _LAYOUTS.get(tensor.datatype)
+    if layout is None or tensor.datatype in _BINARY_ONLY or not tensor.raw:
+        return None
+    if tensor.datatype == "FP32" and _FP32_ROUNDED_TWICE in tensor.raw:
+        return None
+    rows = np.frombuffer(tensor.raw, layout.numpy).reshape(tensor.shape[0], -1)
+    text = orjson.dumps(rows, option=orjson.OPT_SERIALIZE_NUMPY)
+    return None if tensor.datatype in _FLOATS and b"null" in text else text[2:-2].split(b"],[")
+
+
 def to_numpy(tensor: Tensor) -> np.ndarray[Any, Any]:
     """The tensor as an array of its shape; BYTES as objects, BF16 widened to FP32 (numpy has no bfloat16)."""
     if tensor.datatype == "BYTES":

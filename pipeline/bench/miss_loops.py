@@ -114,13 +114,14 @@ class FlightLoop:
             raise RuntimeError(f"{len(self._failures)} of {self._count} failed: {self._failures[0]}")
         return self._count / (time.perf_counter() - began)
 
-    def _arrived(self, flight: Flight, outcome: Dispatched | None) -> None:
+    def _arrived(self, flights: Sequence[Flight], outcome: Dispatched | None) -> None:
         if outcome is None or outcome.error is not None:
             self._failures.append(outcome)
-        self._left -= 1
+        self._left -= len(flights)
         if not self._left:
             self._done.set()
-        self._submit()
+        for _ in flights:
+            self._submit()
 
     def _submit(self) -> None:
         flight = next(self._flights, None)

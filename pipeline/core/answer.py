@@ -8,7 +8,7 @@ import orjson
 
 from schemas.errors import ErrorCode, InferenceFailure, WireError
 from schemas.result import CacheStatus, Status
-from schemas.tensor import Tensor, json_from_raw
+from schemas.tensor import Tensor, json_from_raw, rows_as_json
 
 # Up to this many raw bytes the JSON text is made once and kept, so that a hit splices it; above, the text is two to
 # five times the raw bytes and would fill the cache with what few ask for.
@@ -45,10 +45,64 @@ class StoredAnswer:
 
 def stored_answer(tensors: Sequence[Tensor], *, stored_at: float, instance: str) -> StoredAnswer:
     """A `StoredAnswer` with its JSON text made where it is worth keeping."""
-    raw = sum(len(tensor.raw) for tensor in tensors)
+    raw = _raw_bytes(tensors)
     json = outputs_as_json(tensors) if raw <= _KEPT_JSON_RAW_BYTES_MAX else None
+    return _answer_of(tuple(tensors), raw, json, stored_at, instance)
+
+
+def stored_answers(
+    joined: Sequence[Tensor], parts: Sequence[tuple[Tensor, ...]], *, stored_at: float, instance: str
+) -> list[StoredAnswer]:
+    """A `StoredAnswer` of each part of what one call computed, as `stored_answer` makes it of each by itself.
+
+    Numbers become text in one go for all of them: 0.4 us for each part instead of 2.
+
+    Args:
+        joined: all parts as one, along the batch axis.
+        parts: the outputs of each request.
+        stored_at: monotonic seconds.
+        instance: who computed them.
+    """
+    raws = [_raw_bytes(tensors) for tensors in parts]
+    texts = _texts_of(joined, parts) if len(parts) > 1 and max(raws) <= _KEPT_JSON_RAW_BYTES_MAX else None
+    if texts is None:
+        return [stored_answer(tensors, stored_at=stored_at, instance=instance) for tensors in parts]
+    return [
+        _answer_of(tensors, raw, json, stored_at, instance)
+        for tensors, raw, json in zip(parts, raws, texts, strict=True)
+    ]
+
+
+def _answer_of(
+    tensors: tuple[Tensor, ...], raw: int, json: bytes | None, stored_at: float, instance: str
+) -> StoredAnswer:
     size = _ANSWER_OVERHEAD_BYTES + raw + len(tensors) * _TENSOR_OVERHEAD_BYTES + (len(json) if json else 0)
-    return StoredAnswer(tuple(tensors), stored_at, instance, json, raw, size)
+    return StoredAnswer(tensors, stored_at, instance, json, raw, size)
+
+
+def _raw_bytes(tensors: Sequence[Tensor]) -> int:
+    return sum([len(tensor.raw) for tensor in tensors])
+
+
+def _texts_of(joined: Sequence[Tensor], parts: Sequence[tuple[Tensor, ...]]) -> list[bytes] | None:
+    """`outputs_as_json` of each part; None where one of them has none, or they cannot be made together."""
+    columns: list[list[bytes]] = []
+    for position, whole in enumerate(joined):
+        rows = rows_as_json(whole)
+        if rows is None:
+            return None
+        heads: dict[int, bytes] = {}
+        column: list[bytes] = []
+        end = 0
+        for tensors in parts:
+            count = tensors[position].shape[0]
+            if count not in heads:
+                heads[count] = output_head(tensors[position]) + b',"data":['
+            data = rows[end] if count == 1 else b",".join(rows[end : end + count])
+            column.append(b"%b%b]}" % (heads[count], data))
+            end += count
+        columns.append(column)
+    return [b"[%b]" % b",".join(outputs) for outputs in zip(*columns, strict=True)] if columns else None
 
 
 def outputs_as_json(tensors: Sequence[Tensor]) -> bytes | None:

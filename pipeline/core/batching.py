@@ -17,7 +17,8 @@ A batch with a row that fails is halved until that row is alone. While batches o
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, TypeVar
+from itertools import accumulate
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from schemas.errors import WireError
 from schemas.tensor import Tensor, split_bytes_elements
@@ -27,7 +28,23 @@ BATCH_BYTES_MAX = 1 << 20
 NEVER = float("-inf")
 FOREVER = float("inf")
 
-Flight = TypeVar("Flight")
+
+
+class Queued(Protocol):
+    """A request that waits in the queue of its group.
+
+    Attributes:
+        rows: along the batch axis, at least 1.
+        size_bytes: of its inputs.
+        queued_at: since when, monotonic seconds.
+    """
+
+    rows: int
+    size_bytes: int
+    queued_at: float
+
+
+Flight = TypeVar("Flight", bound=Queued)
 
 
 class GroupKey(NamedTuple):
@@ -62,16 +79,6 @@ def group_key(
     return GroupKey(model_name, version, fingerprint, shapes, outputs, typed)
 
 
-@dataclass(slots=True)
-class Waiting(Generic[Flight]):
-    """One request's place in the queue of its group; `queued_at` in monotonic seconds."""
-
-    flight: Flight
-    rows: int
-    size_bytes: int
-    queued_at: float = 0.0
-
-
 def _forever(flight: object) -> float:
     return FOREVER
 
@@ -90,6 +97,7 @@ class BatchGroup(Generic[Flight]):
         full_in_flight: how many full batches may be out to each of them.
         wanted_until: until when somebody waits for a flight, monotonic seconds; `NEVER` where nobody does any more.
         call_p99_s: what a call of so many bytes takes; None where that is not known.
+        rows_queued: of all that wait; 0 where none does.
         unwanted: those nobody waits for any more, found on the way; whoever takes batches empties it.
     """
 
@@ -99,11 +107,11 @@ class BatchGroup(Generic[Flight]):
     wanted_until: Callable[[Flight], float] = _forever
     call_p99_s: Callable[[int], float | None] = _unknown
     in_flight: int = 0
-    unwanted: list[Waiting[Flight]] = field(default_factory=list)
+    rows_queued: int = 0
+    unwanted: list[Flight] = field(default_factory=list)
     # With a deadline and without; both oldest first.
-    _hasty: deque[Waiting[Flight]] = field(default_factory=deque)
-    _patient: deque[Waiting[Flight]] = field(default_factory=deque)
-    _rows_queued: int = 0
+    _hasty: deque[Flight] = field(default_factory=deque)
+    _patient: deque[Flight] = field(default_factory=deque)
     _rows_trusted: int = 0
     _patient_turn: bool = False
 
@@ -119,13 +127,13 @@ class BatchGroup(Generic[Flight]):
         """Since when the oldest waits; infinite where none does."""
         return min(queue[0].queued_at if queue else FOREVER for queue in (self._hasty, self._patient))
 
-    def add(self, waiting: Waiting[Flight]) -> None:
+    def add(self, flight: Flight) -> None:
         """A request joins the end of the queue."""
-        patient = self.wanted_until(waiting.flight) == FOREVER
-        (self._patient if patient else self._hasty).append(waiting)
-        self._rows_queued += waiting.rows
+        patient = self.wanted_until(flight) == FOREVER
+        (self._patient if patient else self._hasty).append(flight)
+        self.rows_queued += flight.rows
 
-    def take(self, now: float = 0.0) -> list[Waiting[Flight]]:
+    def take(self, now: float = 0.0) -> list[Flight]:
         """The next batch, or nothing when what is out is enough, or nobody waits.
 
         The batch is at most `rows_max` rows and about `BATCH_BYTES_MAX` bytes, at least one request. It counts as in
@@ -134,31 +142,34 @@ class BatchGroup(Generic[Flight]):
         if not self._hasty and not self._patient:
             return []
         rows_max = min(self.rows_max, self._rows_trusted)
-        if self.in_flight >= self.instances * (self.full_in_flight if self._rows_queued >= rows_max else 1):
+        if self.in_flight >= self.instances * (self.full_in_flight if self.rows_queued >= rows_max else 1):
             return []
         behind = self._falls_behind(now)
-        batch: list[Waiting[Flight]] = []
+        hasty, patient, wanted_until = self._hasty, self._patient, self.wanted_until
+        batch: list[Flight] = []
         rows = size = 0
         soonest = FOREVER
-        while (queue := self._next_queue(newest_first=behind)) is not None:
-            newest = behind and queue is self._hasty
-            waiting = queue[-1] if newest else queue[0]
-            if batch and (rows + waiting.rows > rows_max or size + waiting.size_bytes > BATCH_BYTES_MAX):
+        while hasty or patient:
+            queue = self._next_queue(newest_first=behind) if hasty and patient else hasty or patient
+            newest = behind and queue is hasty
+            flight = queue[-1] if newest else queue[0]
+            if batch and (rows + flight.rows > rows_max or size + flight.size_bytes > BATCH_BYTES_MAX):
                 break
             if newest:
                 queue.pop()
             else:
                 queue.popleft()
-            self._rows_queued -= waiting.rows
-            until = self.wanted_until(waiting.flight)
+            self.rows_queued -= flight.rows
+            until = wanted_until(flight)
             if until == NEVER:
-                self.unwanted.append(waiting)
+                self.unwanted.append(flight)
                 continue
-            self._patient_turn = queue is self._hasty
-            batch.append(waiting)
-            rows += waiting.rows
-            size += waiting.size_bytes
-            soonest = min(soonest, until)
+            self._patient_turn = queue is hasty
+            batch.append(flight)
+            rows += flight.rows
+            size += flight.size_bytes
+            if until < soonest:
+                soonest = until
         if soonest != FOREVER and len(batch) > 1 and not behind:
             batch = self._without_the_hurried(batch, size, soonest, now)
         self.in_flight += bool(batch)
@@ -168,12 +179,12 @@ class BatchGroup(Generic[Flight]):
         """Looks through the whole queue for those nobody waits for any more."""
         for queue in (self._hasty, self._patient):
             for _ in range(len(queue)):
-                waiting = queue.popleft()
-                if self.wanted_until(waiting.flight) == NEVER:
-                    self._rows_queued -= waiting.rows
-                    self.unwanted.append(waiting)
+                flight = queue.popleft()
+                if self.wanted_until(flight) == NEVER:
+                    self.rows_queued -= flight.rows
+                    self.unwanted.append(flight)
                 else:
-                    queue.append(waiting)
+                    queue.append(flight)
 
     def distrust(self) -> None:
         """A batch failed: the next ones are half as large, so that fewer suffer with the one that fails."""
@@ -188,37 +199,34 @@ class BatchGroup(Generic[Flight]):
         """Whether the oldest with a deadline has spent half of its time waiting."""
         while self._hasty:
             oldest = self._hasty[0]
-            until = self.wanted_until(oldest.flight)
+            until = self.wanted_until(oldest)
             if until == NEVER:
                 self.unwanted.append(self._hasty.popleft())
-                self._rows_queued -= oldest.rows
+                self.rows_queued -= oldest.rows
             elif until == FOREVER:  # one without a deadline has joined it
                 self._patient.append(self._hasty.popleft())
             else:
                 return now - oldest.queued_at > until - now
         return False
 
-    def _next_queue(self, *, newest_first: bool) -> deque[Waiting[Flight]] | None:
+    def _next_queue(self, *, newest_first: bool) -> deque[Flight]:
+        """Whose turn it is where some with a deadline wait, and some without."""
         hasty, patient = self._hasty, self._patient
-        if not hasty or not patient:
-            return hasty or patient or None
         if newest_first:
             return patient if self._patient_turn else hasty
         return hasty if hasty[0].queued_at <= patient[0].queued_at else patient
 
-    def _without_the_hurried(
-        self, batch: list[Waiting[Flight]], size: int, soonest: float, now: float
-    ) -> list[Waiting[Flight]]:
+    def _without_the_hurried(self, batch: list[Flight], size: int, soonest: float, now: float) -> list[Flight]:
         """One whose time ends before the batch would, alone; the others go back to the front."""
         p99_s = self.call_p99_s(size)
         if p99_s is None or soonest - now >= p99_s:
             return batch
-        hurried = next(waiting for waiting in batch if self.wanted_until(waiting.flight) == soonest)
-        for waiting in reversed(batch):
-            if waiting is not hurried:
-                patient = self.wanted_until(waiting.flight) == FOREVER
-                (self._patient if patient else self._hasty).appendleft(waiting)
-                self._rows_queued += waiting.rows
+        hurried = next(flight for flight in batch if self.wanted_until(flight) == soonest)
+        for flight in reversed(batch):
+            if flight is not hurried:
+                patient = self.wanted_until(flight) == FOREVER
+                (self._patient if patient else self._hasty).appendleft(flight)
+                self.rows_queued += flight.rows
         return [hurried]
 
 
@@ -255,21 +263,20 @@ def _split_one(tensor: Tensor, rows: Sequence[int]) -> list[Tensor]:
     total = sum(rows)
     if not tensor.shape or tensor.shape[0] != total:
         raise NotSplittableError(f"output {tensor.name!r} has shape {list(tensor.shape)} for a batch of {total}")
-    name, datatype, rest = tensor.name, tensor.datatype, tensor.shape[1:]
+    name, datatype, rest, raw = tensor.name, tensor.datatype, tensor.shape[1:], tensor.raw
     if datatype == "BYTES":
         ends = _bytes_row_ends(tensor, total)
     else:
-        width = len(tensor.raw) // total
-        if width * total != len(tensor.raw):
-            raise NotSplittableError(f"output {name!r} has {len(tensor.raw)} bytes for {total} rows")
-        ends = range(0, len(tensor.raw) + 1, width) if width else [0] * (total + 1)
-    parts: list[Tensor] = []
-    row = 0
-    for count in rows:
-        raw = tensor.raw[ends[row] : ends[row + count]]
-        parts.append(Tensor(name, datatype, (count, *rest), raw))
-        row += count
-    return parts
+        width = len(raw) // total
+        if width * total != len(raw):
+            raise NotSplittableError(f"output {name!r} has {len(raw)} bytes for {total} rows")
+        ends = range(0, len(raw) + 1, width) if width else [0] * (total + 1)
+    shapes = {count: (count, *rest) for count in rows}
+    lasts = list(accumulate(rows))
+    return [
+        Tensor(name, datatype, shapes[count], raw[ends[last - count] : ends[last]])
+        for count, last in zip(rows, lasts, strict=True)
+    ]
 
 
 def _bytes_row_ends(tensor: Tensor, rows: int) -> Sequence[int]:

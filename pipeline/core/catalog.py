@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from pipeline.core.batching import GroupKey
 from pipeline.core.cache_key import CacheScope, encode_outputs
 from schemas.errors import ErrorCode, WireError
 from schemas.registry import ModelRecord, ModelSignature, TensorSpec
@@ -23,6 +24,7 @@ class ServedVersion:
         is_plain: one request, one answer: neither decoupled nor stateful.
         trial: another version that answers a share of the requests that name none, where this one is the default.
         accepted: layouts of inputs that were found to fit (`core/validation.py`).
+        group_keys: the batches' groups by layout and outputs, where they are known (`core/batching.py`).
     """
 
     model_name: str
@@ -37,6 +39,7 @@ class ServedVersion:
     is_plain: bool
     trial: "Trial | None" = None
     accepted: set[tuple[tuple[str | int, ...], ...]] = field(repr=False, default_factory=set)
+    group_keys: dict[tuple[object, ...], GroupKey] = field(repr=False, default_factory=dict)
     _scopes: dict[str | None, CacheScope] = field(repr=False, default_factory=dict)
 
     def scope_of(self, tenant: str | None) -> CacheScope:

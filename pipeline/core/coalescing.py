@@ -67,6 +67,9 @@ class Flight:
         replaces: its answer takes the place of what is stored, with other workers too.
         looking: the shared cache is being asked; nothing is computed yet.
         forgotten: what was stored of its kind has been cleared since: its answer is not stored.
+        rows: along the batch axis; 1 for a model without one.
+        size_bytes: raw bytes of all inputs.
+        queued_at: when it began to wait for the fleet, monotonic seconds.
         unavailable: why no instance answered last time; None while one may.
         tries: how often no instance answered.
     """
@@ -83,8 +86,16 @@ class Flight:
     replaces: bool = False
     looking: bool = False
     forgotten: bool = False
+    rows: int = field(init=False)
+    size_bytes: int = field(init=False)
+    queued_at: float = 0.0
     unavailable: str | None = None
     tries: int = 0
+
+    def __post_init__(self) -> None:
+        shape = self.tensors[0].shape
+        self.rows = shape[0] if shape and self.version.signature.max_batch_size else 1
+        self.size_bytes = sum([len(tensor.raw) for tensor in self.tensors])
 
     def join(self, member: Member) -> None:
         """One more request that this flight answers."""
@@ -97,20 +108,14 @@ class Flight:
         return self.version.scope_of(self.tenant)
 
     @property
-    def rows(self) -> int:
-        """Rows along the batch axis; 1 for a model without one."""
-        shape = self.tensors[0].shape
-        return shape[0] if self.version.signature.max_batch_size and shape else 1
-
-    @property
-    def size_bytes(self) -> int:
-        """Raw bytes of all inputs."""
-        return sum(len(tensor.raw) for tensor in self.tensors)
-
-    @property
     def store(self) -> bool:
         """Whether the answer is stored: it is if any member's may be."""
-        return not self.forgotten and self.key is not None and any(member.policy.store for member in self.members)
+        if self.forgotten or self.key is None:
+            return False
+        for member in self.members:  # noqa: SIM110 - `any` costs 0.3 us more for each miss
+            if member.policy.store:
+                return True
+        return False
 
     @property
     def all_parameters(self) -> Parameters:

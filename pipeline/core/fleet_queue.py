@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pipeline.core.batching import FOREVER, NEVER, BatchGroup, GroupKey, Waiting
+from pipeline.core.batching import FOREVER, NEVER, BatchGroup, GroupKey
 from pipeline.core.coalescing import Flight
 from pipeline.errors import InferenceServerError
 
@@ -126,6 +126,7 @@ class FleetQueue:
     def add(self, key: GroupKey, flight: Flight, now: float) -> bool:
         """A flight joins the queue of its group; False where the queue is full."""
         size = flight.size_bytes
+        flight.queued_at = now
         if (self.count >= self._count_max or self.bytes + size > self._bytes_max) and not self._make_room(size, now):
             return False
         group = self._groups.get(key)
@@ -134,8 +135,9 @@ class FleetQueue:
             line = self._lines[key.model_name] = _Line()
         if group is None:
             group = self._groups[key] = self._group(key, self._rows_max(flight))
-        group.add(Waiting(flight, flight.rows, size, now))
-        line.ready[key] = group
+        if not group.rows_queued:
+            line.ready[key] = group
+        group.add(flight)
         line.waiting += 1
         line.bytes += size
         self.count += 1
@@ -220,22 +222,23 @@ class FleetQueue:
             if taken:
                 line.in_flight += 1
                 self.in_flight += 1
-                return Batch(key, group, [waiting.flight for waiting in taken])
+                return Batch(key, group, taken)
 
-    def _settle(self, line: _Line, key: GroupKey, group: BatchGroup[Flight], taken: list[Waiting[Flight]]) -> None:
+    def _settle(self, line: _Line, key: GroupKey, group: BatchGroup[Flight], taken: list[Flight]) -> None:
         """Counts what has left a group's queue, and gives the group its new place in turn."""
         gone = [*taken, *group.unwanted] if group.unwanted else taken
-        for waiting in gone:
-            line.waiting -= 1
-            line.bytes -= waiting.size_bytes
-            self.count -= 1
-            self.bytes -= waiting.size_bytes
+        if not gone:
+            return
+        size = sum([flight.size_bytes for flight in gone])
+        line.waiting -= len(gone)
+        line.bytes -= size
+        self.count -= len(gone)
+        self.bytes -= size
         if group.unwanted:
-            self._unwanted += [waiting.flight for waiting in group.unwanted]
+            self._unwanted += group.unwanted
             group.unwanted = []
-        if gone:
-            del line.ready[key]
-            if len(group):
-                line.ready[key] = group
-            elif not group.in_flight:
-                del self._groups[key]
+        del line.ready[key]
+        if len(group):
+            line.ready[key] = group
+        elif not group.in_flight:
+            del self._groups[key]

@@ -21,6 +21,8 @@ from pipeline.ports import Clock, InferenceServer
 _PARTS_AT_ONCE = 8
 # Content that failed by itself leaves alone from then on. Of more than this many the oldest is trusted again.
 _QUARANTINED_MAX = 1024
+# Requests without parameters have one of a few layouts; past so many of a version the key is simply made again.
+_KEYS_REMEMBERED = 4096
 
 
 class FleetView(NamedTuple):
@@ -73,7 +75,7 @@ class Dispatcher:
         self._quarantined: dict[int, None] = {}
         self._sending = False
         self._stopped = False
-        self.on_done: Callable[[Flight, Dispatched | None], None] = _nobody
+        self.on_done: Callable[[Sequence[Flight], Dispatched | None], None] = _nobody
         self.on_bug: Callable[[BaseException], None] = report_bug
         self._calls.on_bug = lambda bug: self.on_bug(bug)
 
@@ -86,7 +88,7 @@ class Dispatcher:
             self._metrics.fleet_shed[key.model_name, "overloaded"] += 1
             reason = f"{self._queue.count} requests of {self._queue.bytes} bytes wait for it already: try again later"
             outcome = Dispatched(error=FleetOverloaded("fleet", reason))
-            asyncio.get_running_loop().call_soon(self.on_done, flight, outcome)
+            asyncio.get_running_loop().call_soon(self.on_done, [flight], outcome)
             return
         if not self._sending:
             self._sending = True
@@ -142,9 +144,10 @@ class Dispatcher:
             task = asyncio.get_running_loop().create_task(self._fly(batch))
             self._tasks.add(task)
             task.add_done_callback(self._ended)
-        for flight in self._queue.unwanted():
-            self._metrics.fleet_shed[flight.version.model_name, "unwanted"] += 1
-            self.on_done(flight, None)
+        if unwanted := self._queue.unwanted():
+            for flight in unwanted:
+                self._metrics.fleet_shed[flight.version.model_name, "unwanted"] += 1
+            self.on_done(unwanted, None)
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
@@ -178,16 +181,13 @@ class Dispatcher:
         outcome = await self._calls.call(key, flights)
         if outcome.error is None and len(flights) > 1:
             try:
-                parts = split_tensors(outcome.outputs, [flight.rows for flight in flights])
+                outcome.parts = split_tensors(outcome.outputs, [flight.rows for flight in flights])
             except NotSplittableError:
                 version = flights[0].version
                 self._unsplittable.add((version.model_name, version.version, version.fingerprint))
                 group.rows_max = 1
                 return [[flight] for flight in flights]
-            for flight, outputs in zip(flights, parts, strict=True):
-                self.on_done(
-                    flight, Dispatched(outputs, None, outcome.instance, outcome.dispatched_at, outcome.inference_s)
-                )
+            self.on_done(flights, outcome)
             return []
         is_its_own = isinstance(outcome.error, InvalidTensor | ModelFailed)
         if is_its_own and len(flights) > 1:
@@ -195,8 +195,8 @@ class Dispatcher:
             return [flights[:middle], flights[middle:]]
         if is_its_own or (key.alone and outcome.error is None):
             self._judge(key, flights[0], guilty=is_its_own)
-        for flight in flights:
-            self.on_done(flight, outcome)
+        outcome.parts = [outcome.outputs]
+        self.on_done(flights, outcome)
         return []
 
     def _judge(self, key: GroupKey, flight: Flight, *, guilty: bool) -> None:
@@ -211,16 +211,25 @@ class Dispatcher:
 
     def _wanted(self, flights: Sequence[Flight]) -> list[Flight]:
         """Those that somebody waits for; the others are done without a call."""
-        wanted: list[Flight] = []
-        for flight in flights:
-            if flight.is_wanted:
-                wanted.append(flight)
-            else:
-                self.on_done(flight, None)
-        return wanted
+        if unwanted := [flight for flight in flights if not flight.is_wanted]:
+            self.on_done(unwanted, None)
+        return [flight for flight in flights if flight.is_wanted]
 
 
 def _key_of(flight: Flight) -> GroupKey:
+    version = flight.version
+    if flight.parameters or flight.server_parameters:
+        return _new_key(flight)
+    layout = (flight.outputs_encoded, *[tensor[:3] for tensor in flight.tensors])
+    key = version.group_keys.get(layout)
+    if key is None:
+        key = _new_key(flight)
+        if len(version.group_keys) < _KEYS_REMEMBERED:
+            version.group_keys[layout] = key
+    return key
+
+
+def _new_key(flight: Flight) -> GroupKey:
     version = flight.version
     return group_key(
         version.model_name,
@@ -237,5 +246,5 @@ def _content(key: GroupKey, flight: Flight) -> int:
     return hash((key, *[tensor.raw for tensor in flight.tensors]))
 
 
-def _nobody(flight: Flight, outcome: Dispatched | None) -> None:
+def _nobody(flights: Sequence[Flight], outcome: Dispatched | None) -> None:
     raise RuntimeError("the dispatcher was given a flight before an engine was there to take its outcome")

@@ -1,6 +1,7 @@
 """Joining tensors and telling answers apart again: nothing is lost, nothing is mixed up."""
 
 import random
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
@@ -10,13 +11,24 @@ from pipeline.core.batching import (
     BATCH_BYTES_MAX,
     BatchGroup,
     NotSplittableError,
-    Waiting,
     join_tensors,
     split_tensors,
 )
 from schemas.tensor import Tensor
 
 FAST = settings(max_examples=100, deadline=None)
+
+
+@dataclass
+class _Queued:
+    """A request in a queue."""
+
+    number: int
+    rows: int
+    size_bytes: int
+    queued_at: float = 0.0
+
+
 _SIZES = {"UINT8": 1, "INT16": 2, "FP32": 4, "INT64": 8, "BF16": 2, "BOOL": 1}
 
 
@@ -117,19 +129,19 @@ def test_queue_is_emptied_within_limits(
     sizes: list[tuple[int, int]], rows_max: int, instances: int, window: int, rng: random.Random
 ) -> None:
     """Batches keep order and limits, lose nothing, and never exceed what may be out."""
-    group: BatchGroup[int] = BatchGroup(rows_max, instances, window)
+    group: BatchGroup[_Queued] = BatchGroup(rows_max, instances, window)
     taken: list[int] = []
     waiting = list(enumerate(sizes))
     while waiting or len(group) or group.in_flight:
         if waiting:
             index, (rows, size) = waiting.pop(0)
-            group.add(Waiting(index, rows, size))
+            group.add(_Queued(index, rows, size))
         if rng.random() < 0.5 and waiting:
             continue
         while batch := group.take():
             assert len(batch) == 1 or sum(one.rows for one in batch) <= rows_max
             assert len(batch) == 1 or sum(one.size_bytes for one in batch) <= BATCH_BYTES_MAX
-            taken += [one.flight for one in batch]
+            taken += [one.number for one in batch]
         assert group.in_flight <= instances * window
         assert not len(group) or group.in_flight, "something waits though nothing is out"
         if group.in_flight:
