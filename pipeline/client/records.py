@@ -31,6 +31,7 @@ SOURCE = "/inference/client"
 # matters more.
 JSON_BYTES_MAX = 1024
 
+_BINARY_OUTPUTS = "binary_data_output"
 _BINARY_HEADER_NAME = "Inference-Header-Content-Length"
 
 
@@ -98,13 +99,15 @@ def build_record(
         tenant: whose request it is.
         timeout_ms: from the record's append; past it the answer is EXPIRED.
         binary: whether tensors travel as raw bytes; None: those above `JSON_BYTES_MAX`. What JSON cannot carry always
-            does.
+            does. Outputs are asked for as bytes where inputs are sent so.
 
     Raises:
         WireError: the worker would refuse it; `code` and message say why.
     """
     tensors = to_tensors(inputs)
     described, tail = _describe(tensors, binary)
+    if tail and binary is not False:
+        parameters = {_BINARY_OUTPUTS: True} | dict(parameters or {})
     fields = {
         "id": request_id,
         "model_name": model_name,

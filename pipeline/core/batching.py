@@ -29,7 +29,6 @@ NEVER = float("-inf")
 FOREVER = float("inf")
 
 
-
 class Queued(Protocol):
     """A request that waits in the queue of its group.
 

@@ -8,6 +8,7 @@ import orjson
 from pipeline.core.answer import Answer, StoredAnswer, output_as_json, output_head
 from pipeline.core.exchange import Exchange
 from schemas.decoded import DecodedRequest
+from schemas.tensor import element_count
 
 Headers = list[tuple[str, bytes]]
 
@@ -52,7 +53,9 @@ def binary_outputs(request: DecodedRequest | None) -> frozenset[str] | None:
     return frozenset(output.name for output in request.outputs if output.parameters.get("binary_data", default) is True)
 
 
-def encode_result(exchange: Exchange, answer: Answer, worker: bytes, group: bytes) -> ResultRecord:
+def encode_result(
+    exchange: Exchange, answer: Answer, worker: bytes, group: bytes, *, all_binary: bool = False
+) -> ResultRecord:
     """The record of an answer, with the headers every reader relies on.
 
     Args:
@@ -60,11 +63,12 @@ def encode_result(exchange: Exchange, answer: Answer, worker: bytes, group: byte
         answer: what the engine said.
         worker: this worker's name, as a JSON string.
         group: this worker's consumer group.
+        all_binary: all outputs in binary form, whatever was asked for.
     """
     outputs = b""
     tail: list[bytes] = []
     if answer.outputs is not None:
-        wanted = binary_outputs(exchange.request)
+        wanted = None if all_binary else binary_outputs(exchange.request)
         text = answer.outputs.json_outputs() if not wanted and wanted is not None else None
         if text is None:
             text, tail = _with_binary(answer.outputs, wanted)
@@ -137,6 +141,11 @@ def _cache_parameters(answer: Answer) -> bytes:
     if answer.instance:
         parts += b'"instance":%b,' % _quoted(answer.instance)
     return parts
+
+
+def json_bytes_least(stored: StoredAnswer) -> int:
+    """As many bytes at least have the outputs as JSON: a digit and a comma for each element."""
+    return 2 * sum([element_count(tensor.shape) for tensor in stored.tensors])
 
 
 def _with_binary(stored: StoredAnswer, wanted: frozenset[str] | None) -> tuple[bytes, list[bytes]]:

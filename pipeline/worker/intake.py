@@ -17,7 +17,7 @@ from pipeline.core.exchange import Exchange, offset_id
 from pipeline.core.lane import Lane
 from pipeline.core.parameters import sort_parameters
 from pipeline.core.past_answer import recall
-from pipeline.core.result_record import ResultRecord, encode_result
+from pipeline.core.result_record import ResultRecord, encode_result, json_bytes_least
 from pipeline.engine import InferenceEngine, Prepared
 from pipeline.ports import Clock
 from pipeline.worker.publisher import Outgoing, PlainRecord, Publisher
@@ -199,9 +199,7 @@ class Intake:
         exchange = ticket.exchange
         exchange.complete(self._clock.now())
         exchange.input_bytes = ticket.prepared.input_bytes
-        result = encode_result(exchange, answer, self._worker_json, self._group)
-        if len(result.value) + len(exchange.key or b"") > self._settings.record_bytes_max - _RECORD_OVERHEAD_BYTES:
-            answer, result = self._too_large(exchange, len(result.value))
+        answer, result = self._fitting(exchange, answer)
         self.results[answer.status, answer.failure.code if answer.failure else ""] += 1
         events = self._lines.of(exchange, answer, result)
         others += self._copies(exchange, result)
@@ -263,8 +261,20 @@ class Intake:
         events = self._lines.duplicate(exchange, first.offset, same)
         self._publish(ticket, None, events, others)
 
-    def _too_large(self, exchange: Exchange, size: int) -> tuple[Answer, ResultRecord]:
-        limit = self._settings.record_bytes_max
+    def _fitting(self, exchange: Exchange, answer: Answer) -> tuple[Answer, ResultRecord]:
+        """The answer as a record within the limit: as it was asked for, else in binary form, else the reason why not.
+
+        JSON that is certain not to fit is not made first: 64 MB of FP32 are 170 MB of text and a second.
+        """
+        stored, limit = answer.outputs, self._settings.record_bytes_max
+        room = limit - _RECORD_OVERHEAD_BYTES - len(exchange.key or b"")
+        all_binary = stored is not None and stored.json is None and json_bytes_least(stored) > room
+        result = encode_result(exchange, answer, self._worker_json, self._group, all_binary=all_binary)
+        if len(result.value) > room and stored is not None and not all_binary:
+            result = encode_result(exchange, answer, self._worker_json, self._group, all_binary=True)
+        if len(result.value) <= room:
+            return answer, result
+        size = len(result.value)
         answer = failed(
             WireError(ErrorCode.PAYLOAD_TOO_LARGE, f"the result has {size} bytes, the record limit is {limit}")
         )

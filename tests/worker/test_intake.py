@@ -307,6 +307,21 @@ async def test_result_beyond_the_limit_is_told(key: bytes) -> None:
 
 
 @simulated
+async def test_result_whose_json_is_beyond_the_limit_is_binary() -> None:
+    """What fits in binary form alone is answered in it though JSON was asked for, a miss and its hit alike."""
+    made = await bench(max_batch_size=4096)
+    rows = list(range(2000))
+    first = await made.answer(body(*rows, id="r-1", outputs=[{"name": "y"}]))
+    second = await made.answer(body(*rows, id="r-2", outputs=[{"name": "y"}]))
+    assert (first.parameters.cache_status, second.parameters.cache_status) == ("miss", "hit")
+    records = made.log.of("inference.results")
+    assert [dict(record.headers)["content-type"] for record in records] == [b"application/octet-stream"] * 2
+    assert all(len(record.value or b"") < LIMIT for record in records)
+    assert len(first.output("y").raw) == 2000 * 16
+    assert first.output("y") == second.output("y")
+
+
+@simulated
 async def test_only_misses_are_in_flight() -> None:
     """A miss counts with its bytes until it is answered, then there is room; hits and errors never count."""
     made = await bench()
