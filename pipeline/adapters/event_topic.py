@@ -14,7 +14,7 @@ class EventTopic:
     """Publishes event lines.
 
     Args:
-        producer: started; acks=all, idempotent.
+        producer: started; acks=all. A line that arrives twice is kept once by its id.
         topic: the events topic's full name.
     """
 

@@ -8,28 +8,14 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
-import orjson
-import uuid_utils
-
-from pipeline.core.exchange import utc_second_text, utc_text
-from schemas.event import EVENT_NAMESPACE
+from pipeline.core.fleet_lines import FleetLines, line_id
 from schemas.registry import ModelRecord
 
-_NAMESPACE = uuid_utils.UUID(str(EVENT_NAMESPACE))
 _OF_STATE = {"ready": "model.loaded", "rejected": "model.rejected", "unloaded": "model.unloaded"}
 
 
-class ModelEvents:
-    """Writes the lines of records.
-
-    Args:
-        watcher: this watcher's name, in the column `worker`.
-        events_days: how long rows live, in days.
-    """
-
-    def __init__(self, watcher: str, events_days: float) -> None:
-        self._watcher = watcher
-        self._events_s = events_days * 86400
+class ModelEvents(FleetLines):
+    """Writes the lines of records, and those of instances besides."""
 
     def of(self, record: ModelRecord, since: datetime) -> dict[str, bytes]:
         """Event id -> line, each ended by a line feed, of all that the record tells of the time since then."""
@@ -37,28 +23,11 @@ class ModelEvents:
         for event_type, version, at, mark, attributes in _told(record):
             if at < since:
                 continue
-            event_id = str(uuid_utils.uuid5(_NAMESPACE, f"{record.model_name}:{version}:{event_type}:{mark}"))
+            event_id = line_id(record.model_name, version, event_type, mark)
             lines[event_id] = self._line(
                 event_id, event_type, at, model_name=record.model_name, model_version=version, attributes=attributes
             )
         return lines
-
-    def instance(self, event_type: str, name: str, at: datetime, attributes: dict[str, Any]) -> bytes:
-        """The line of a server that came or went."""
-        event_id = str(uuid_utils.uuid5(_NAMESPACE, f"{name}:{event_type}:{at.isoformat()}"))
-        return self._line(event_id, event_type, at, instance=name, attributes=attributes)
-
-    def _line(self, event_id: str, event_type: str, at: datetime, **columns: Any) -> bytes:
-        seconds = at.timestamp()
-        event = {
-            "event_id": event_id,
-            "event_type": event_type,
-            "occurred_at": utc_text(seconds),
-            "worker": self._watcher,
-            "expires_at": utc_second_text(int(seconds + self._events_s)),
-            **columns,
-        }
-        return orjson.dumps(event) + b"\n"
 
 
 def _told(record: ModelRecord) -> Iterator[tuple[str, str, datetime, str, dict[str, Any]]]:

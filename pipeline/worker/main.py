@@ -34,6 +34,7 @@ from pipeline.metrics import EngineMetrics, LabelledCounts, Reading, publish_sec
 from pipeline.worker.app import WorkerApp, create_app
 from pipeline.worker.assembly import engine_of, fleet_of, shared_cache_of
 from pipeline.worker.cache_upkeep import CacheUpkeep
+from pipeline.worker.fleet_events import overloads_told
 from pipeline.worker.intake import InFlight, Intake, IntakeSettings
 from pipeline.worker.lane_opening import LaneOpener, LedgerNames
 from pipeline.worker.membership import Membership
@@ -155,6 +156,8 @@ class _Worker:
         control = ControlFollower(options, settings.topic("control"), _obeying(upkeep), upkeep.clear_after_gap)
         await control.start()
         resources.push_async_callback(control.stop)
+        telling = overloads_told(settings, self._name, engine.fleet, metrics, self._note_bug)
+        await resources.enter_async_context(telling)
         results = await self._producer(resources, options, settings.limits.record_bytes)
         events = await self._producer(resources, options, settings.limits.event_record_bytes)
         topics = TopicNames(

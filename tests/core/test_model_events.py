@@ -5,6 +5,7 @@ from typing import Any
 
 import orjson
 
+from pipeline.core.fleet_lines import FleetLines
 from pipeline.core.model_events import ModelEvents
 from pipeline.core.version_life import promoted, with_canary
 from schemas.event import Event
@@ -97,3 +98,13 @@ def test_instance_is_told_by_its_name() -> None:
     assert [event.instance for event in down] == ["triton-0", "triton-0"]
     assert down[0].event_id != down[1].event_id
     assert down[0].attributes == {"address": "a:1"}
+
+
+def test_overload_is_told_by_each_worker() -> None:
+    """Two workers that find the same instance overloaded at the same time write two events, each the same whenever."""
+    lines = [FleetLines(name, 7.0).instance("instance.overloaded", "triton-0", NOW, {"refused": 3}) for name in "vwv"]
+    first, second, _ = [Event.model_validate(orjson.loads(line)) for line in lines]
+    assert lines[0] == lines[2]
+    assert first.event_id != second.event_id
+    assert (second.event_type, second.instance, second.worker) == ("instance.overloaded", "triton-0", "w")
+    assert (second.occurred_at, second.expires_at) == (NOW, NOW + timedelta(days=7))
