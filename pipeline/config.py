@@ -5,9 +5,11 @@ started for it. Only entry points load settings; everything else is given what i
 """
 
 import os
+import shlex
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
+from string import Formatter
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal
 
@@ -25,6 +27,8 @@ from pipeline.errors import SettingsError
 MIB = 1 << 20
 TOML_FILE = "pipeline.toml"
 _PREFIX = "PIPELINE_"
+# What is replaced in `watcher.restart_command`.
+RESTART_FIELDS = ("instance", "address", "host", "port")
 
 
 class _Section(BaseModel):
@@ -162,7 +166,31 @@ class WatcherSettings(_Section):
     quiet_s: float = Field(default=3.0, ge=0, le=3600)
     # A version that nothing selects any more is served this long: requests that name it find another one meanwhile.
     drain_s: float = Field(default=30.0, ge=0, le=86_400)
+    # How servers take what is new: by load orders, which stop nothing, or by restarts, one server after the other
+    # (docs/models.md): for servers that take no orders, and for backends that cannot load in place.
+    strategy: Literal["reload", "restart"] = "reload"
+    # Restarts one server, without a shell; {instance}, {address}, {host} and {port} are replaced. Unset: the servers of
+    # the local stack, which its supervisor starts again.
+    restart_command: str | None = None
+    # For the command alone: `docker restart` waits 10 s for a server to stop before it kills it. How long the server
+    # may be away is the limit of a load.
+    restart_timeout_s: float = Field(default=60.0, gt=0, le=3600)
     metrics_port: int = Field(default=0, ge=0, le=65535)
+
+    @field_validator("restart_command")
+    @classmethod
+    def _is_template(cls, command: str | None) -> str | None:
+        if command is None or not command.strip():
+            return None
+        try:
+            words = shlex.split(command)
+            fields = [field for word in words for _, field, _, _ in Formatter().parse(word) if field is not None]
+        except ValueError as error:
+            raise ValueError(f"{command!r} is no command: {error}") from None
+        if unknown := [field for field in fields if field not in RESTART_FIELDS]:
+            known = ", ".join(f"{{{name}}}" for name in RESTART_FIELDS)
+            raise ValueError(f"{command!r} has the field {{{unknown[0]}}}: {known} are known, a brace itself is {{{{")
+        return command
 
 
 class LimitSettings(_Section):

@@ -52,6 +52,36 @@ def test_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, valu
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("docker restart {name}", "has the field {name}: {instance}, {address}, {host}, {port} are known"),
+        ("docker restart {}", "has the field {}: "),
+        ("docker restart '{instance}", "is no command: No closing quotation"),
+        ("docker restart {instance", "is no command: "),
+    ],
+)
+def test_restart_command_is_checked_at_the_start(monkeypatch: pytest.MonkeyPatch, command: str, words: str) -> None:
+    """A command that could never be run is told with its setting, what it is, and what is known."""
+    monkeypatch.setenv("PIPELINE_WATCHER__RESTART_COMMAND", command)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    line = str(caught.value)
+    assert line.startswith("setting PIPELINE_WATCHER__RESTART_COMMAND (watcher.restart_command in pipeline.toml): ")
+    assert repr(command) in line
+    assert words in line
+
+
+def test_restart_command_may_be_any_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fields stand where they are wanted, in quotes too; an empty command is none; reload is the default."""
+    assert (load_settings().watcher.strategy, load_settings().watcher.restart_command) == ("reload", None)
+    for command in ("docker restart {instance}", "ssh {host} 'systemctl restart triton@{port}'", "say {{{address}}}"):
+        monkeypatch.setenv("PIPELINE_WATCHER__RESTART_COMMAND", command)
+        assert load_settings().watcher.restart_command == command
+    monkeypatch.setenv("PIPELINE_WATCHER__RESTART_COMMAND", " ")
+    assert load_settings().watcher.restart_command is None
+
+
 def test_variables_of_others_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kubernetes sets variables for a service that happens to be named like us."""
     monkeypatch.setenv("PIPELINE_SERVICE_HOST", "10.0.0.1")

@@ -6,18 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.adapters.kafka import client_options
 from pipeline.adapters.topics import create_topics
-from pipeline.adapters.triton import channel_credentials
 from pipeline.cli.context import child_environment, with_endpoints
 from pipeline.config import Settings
 from pipeline.sink.migrations.runner import migrate
 from pipeline.stack import Stack, StackPlan
 from pipeline.stack.ports import PortBook
 from pipeline.stack.probes import answers_http_ok
+from pipeline.watcher.main import register_once
 from pipeline.watcher.report import RegistrationReport
 from pipeline.watcher.repository import scan
-from pipeline.watcher.repository_pass import register_models
 
 if TYPE_CHECKING:
     from pipeline.stack import PartState
@@ -55,15 +53,8 @@ def serving_dir(settings: Settings) -> Path:
 
 
 async def register(settings: Settings) -> RegistrationReport:
-    """One registration pass with these settings; raises what `register_models` raises."""
-    return await register_models(
-        repository=settings.model_repository,
-        serving_dir=serving_dir(settings),
-        triton_urls=settings.triton.urls or (),
-        kafka_options=client_options(settings.kafka),
-        topic=settings.topic("models"),
-        credentials=channel_credentials(settings.triton.tls),
-    )
+    """One registration pass with these settings; raises what `register_once` raises."""
+    return await register_once(settings)
 
 
 async def start_all(stack: Stack, settings: Settings, workers: int, tell: Tell, *, with_sink: bool = True) -> Settings:

@@ -70,10 +70,10 @@ def _scan_as_json(found: "RepositoryScan") -> dict[str, Any]:
 def register(as_json: _AsJson = False) -> None:
     """Bring the repository's models to every Triton and announce them: one pass, safe to repeat."""
     from pipeline.cli.context import effective_settings, quiet_libraries
-    from pipeline.cli.local_pipeline import register
+    from pipeline.watcher.main import register_once
 
     quiet_libraries()
-    report = asyncio.run(register(effective_settings()))
+    report = asyncio.run(register_once(effective_settings()))
     if as_json:
         versions = [asdict(version) for version in report.versions]
         faults = [str(fault) for fault in report.faults]

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from blake3 import blake3
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
@@ -27,9 +28,11 @@ ModelConfig = Any
 
 # What a serving configuration notes of the neighbour check (watcher/neighbour_check.py).
 DEPENDENT_VERSIONS = "depends_on_neighbours"
+# What a serving configuration notes of the tree it lies in: a server that shows it has loaded that very tree.
+CONTENT_MARK = "served_content"
 # The parameters that speak to this pipeline and not to the model: they change no answer.
 PIPELINE_PARAMETERS = frozenset(
-    {"cache", "cache_ttl_seconds", "client_batching", "promotion", "latency_check", DEPENDENT_VERSIONS}
+    {"cache", "cache_ttl_seconds", "client_batching", "promotion", "latency_check", DEPENDENT_VERSIONS, CONTENT_MARK}
 )
 
 BACKEND_OF_PLATFORM = {
@@ -127,6 +130,35 @@ def serving_config(config: ModelConfig, versions: Iterable[str]) -> ModelConfig:
     serving.version_policy.specific.versions.extend(sorted(int(version) for version in versions))
     serving.ClearField("response_cache")
     return serving
+
+
+def with_content_mark(config: ModelConfig, content: str) -> ModelConfig:
+    """The serving configuration with a mark of itself and of what is served with it; any difference is another mark.
+
+    Triton hands out a configuration as it loaded it, so a mark that it shows says what it serves. It is no part of a
+    fingerprint, and no difference between two configurations.
+
+    Args:
+        config: a serving configuration; a mark that it has already counts for nothing.
+        content: everything else that is served, as text: the same content has the same text.
+    """
+    marked = without_content_mark(config)
+    mark = blake3(f"{config_text(marked)}\0{content}".encode()).hexdigest()
+    marked.parameters[CONTENT_MARK].string_value = mark
+    return marked
+
+
+def without_content_mark(config: ModelConfig) -> ModelConfig:
+    """The same configuration without its mark."""
+    bare = model_config_pb2.ModelConfig()
+    bare.CopyFrom(config)
+    bare.parameters.pop(CONTENT_MARK, None)
+    return bare
+
+
+def content_mark(config: ModelConfig) -> str | None:
+    """The mark that a configuration has."""
+    return parameter(config, CONTENT_MARK)
 
 
 def config_text(config: ModelConfig) -> str:

@@ -19,6 +19,11 @@ from schemas.registry import Canary, ModelRecord, ModelSignature, ModelVersion, 
 # Workers that follow the topic know of a change before it counts; one that lags over a second waits (design, section
 # 4). Two seconds hold that second and a slow broker.
 NOTICE = timedelta(seconds=2)
+# Clocks that NTP keeps differ by milliseconds, and what is told to come is told two seconds ahead. A record's time that
+# is further ahead was written before this clock was set back: it is waited for anew, not for as long as that was.
+_AHEAD_MAX = timedelta(seconds=5)
+# States that end by themselves, some time after they began.
+_WAITING = {"draining", "unloaded"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +36,8 @@ class Found:
         rejected: version -> (fingerprint, reason) of what failed, by its number.
         signature: of the configuration that all versions share; None where no version is good.
         promotes: whether a new version becomes the default by itself.
+        removed: versions whose folder the owner took away. What only the policy does not select any more may still be
+            the previous one; what was taken away is kept for nobody.
     """
 
     good: Mapping[str, str]
@@ -38,6 +45,7 @@ class Found:
     rejected: Mapping[str, tuple[str, str]]
     signature: ModelSignature | None
     promotes: bool = True
+    removed: Collection[str] = ()
 
 
 def next_record(
@@ -63,12 +71,16 @@ def next_record(
     default = max(wanted, key=int) if wanted else fallback
     promoted = live is not None and default != live
     previous = live if promoted else announced.previous_version if announced else None
-    effective_at = announced.effective_at if announced else now
+    if previous in found.removed:
+        previous = None
+    effective_at = _within_reach(announced.effective_at, now) if announced else now
     if promoted:
         effective_at = now + NOTICE
     canary = announced.canary if announced else None
-    if canary is not None and (canary.version not in good or canary.version == default):
+    if canary is not None and (canary.version not in good or canary.version in {default, *found.removed}):
         canary = None
+    if canary is not None:
+        canary = canary.model_copy(update={"effective_at": _within_reach(canary.effective_at, now)})
     chosen = {*found.selected, default, previous, canary.version if canary else None}
     versions = {
         number: _version(number, found, announced, chosen, now, drain)
@@ -83,6 +95,11 @@ def next_record(
         held=tuple(sorted(held, key=int)),
         canary=canary,
     )
+
+
+def _within_reach(effective_at: datetime, now: datetime) -> datetime:
+    """When a change counts, as announced; with notice from now where a clock that was set back put that off."""
+    return now + NOTICE if effective_at > now + _AHEAD_MAX else effective_at
 
 
 def _held(found: Found, announced: ModelRecord | None) -> set[str]:
@@ -113,11 +130,19 @@ def _version(
         return version.model_copy(update={"since": now})
     if reason is None and before.rejected_fingerprint is None and before.state != "rejected":
         version = version.model_copy(update={"reason": before.reason})  # why its trial ended
-    return version.model_copy(update={"since": before.since if before.state == version.state else now})
+    return version.model_copy(update={"since": _since(before, version.state, now)})
+
+
+def _since(before: ModelVersion, state: VersionState, now: datetime) -> datetime | None:
+    """Since when it is in this state; a wait that a clock which was set back made longer begins anew."""
+    if before.state != state:
+        return now
+    put_off = state in _WAITING and before.since is not None and before.since > now + _AHEAD_MAX
+    return now if put_off else before.since
 
 
 def _leaving(before: ModelVersion | None, now: datetime, drain: timedelta) -> VersionState:
-    if before is None or before.since is None or before.state not in {"draining", "unloaded"}:
+    if before is None or before.since is None or before.state not in _WAITING:
         return "draining"
     return "unloaded" if before.state == "unloaded" or now >= before.since + drain else "draining"
 
@@ -138,8 +163,7 @@ def withdrawn(record: ModelRecord, now: datetime, drain: timedelta) -> ModelReco
         if version.state == "rejected" or may_leave(version, now):
             continue
         state = _leaving(version, now, drain)
-        since = version.since if state == version.state else now
-        versions[number] = version.model_copy(update={"state": state, "since": since})
+        versions[number] = version.model_copy(update={"state": state, "since": _since(version, state, now)})
     return record.model_copy(update={"versions": versions, "canary": None}) if versions else None
 
 

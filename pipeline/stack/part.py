@@ -77,14 +77,16 @@ class Part:
 
     async def _supervise(self) -> None:
         while True:
+            asked = False
             if self.child is not None:
                 code = await self.child.wait_exit()
-                # A program that was killed did not know why: its last line would mislead.
-                cause = "" if code == -signal.SIGKILL else f": {self.child.find_cause()}"
-                why = describe_exit(code) + cause
-                self._tell(PartPhase.EXITED, code=code, why=why)
+                # It was ready, and ended in order: somebody told it to, to have it start again (restart.py).
+                asked = code in (0, -signal.SIGTERM)
+                # A program that was killed did not know why, nor one that was told to end: its last line would mislead.
+                cause = "" if asked or code == -signal.SIGKILL else f": {self.child.find_cause()}"
+                self._tell(PartPhase.EXITED, code=code, why=describe_exit(code) + cause)
                 self.child = None
-            pause_s = self._pause.on_exit()
+            pause_s = self._pause.on_exit(asked=asked)
             self._tell(PartPhase.RESTARTING, pause_s=pause_s)
             await asyncio.sleep(pause_s)
             try:

@@ -58,7 +58,7 @@ class ProcessSpec:
 
 @dataclass(frozen=True, slots=True)
 class RestartPolicy:
-    """Pause before a restart: doubled after each, back to the first after a healthy minute."""
+    """Pause before a restart: doubled after each death, back to the first after a healthy minute."""
 
     first_s: float = 0.5
     max_s: float = 30.0
@@ -78,8 +78,11 @@ class RestartPause:
         """The part became ready now."""
         self._ready_at = self._clock()
 
-    def on_exit(self) -> float:
-        """The part died now; returns the pause in seconds before its next start."""
+    def on_exit(self, *, asked: bool = False) -> float:
+        """The part ended now, `asked` by somebody or not; returns the pause in seconds before its next start."""
+        if asked:
+            self._ready_at = None
+            return self._policy.first_s
         if self._ready_at is not None and self._clock() - self._ready_at >= self._policy.healthy_s:
             self._next_s = self._policy.first_s
         self._ready_at = None

@@ -1,17 +1,23 @@
-"""A staged model on every server: loaded, ready, the same configuration, the sample answered."""
+"""A staged model on every server: brought there, ready, the same configuration, the sample answered.
+
+How a server is brought to what is staged is the fleet's `ServerUpdate`: it reloads the model (reload.py), or is
+restarted (restart.py).
+"""
 
 import logging
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from pipeline.core.model_config import checks_latency, signature
+from pipeline.core.model_config import checks_latency, signature, without_content_mark
 from pipeline.errors import InferenceServerError, ServerUnavailable
+from pipeline.watcher.neighbour_check import Judged
 from pipeline.watcher.sample import Sample
 from pipeline.watcher.serving import StagedModel
-from pipeline.watcher.triton_control import ModelControlOff, ModelLoadFailed, TritonControl
+from pipeline.watcher.triton_control import LoadStillRunning, TritonControl
 from pipeline.watcher.version_checks import config_differences
 from schemas.tensor import Tensor
 
@@ -34,12 +40,52 @@ class CheckLimits:
     live_timeout_s: float = 5.0
 
 
+class NotRestarted(InferenceServerError):  # noqa: N818 - a state, not a mistake
+    """A server that has to be restarted was not, or came back with something else: it serves what it served before."""
+
+
+class ServerUpdate(Protocol):
+    """Brings one server to what the serving folder holds. It decides when, and what becomes of the server meanwhile.
+
+    Attributes:
+        brings_all: whether one update of a server brings every model that is staged.
+    """
+
+    brings_all: bool
+
+    async def bring(self, server: TritonControl, staged: StagedModel) -> str | None:
+        """Has a server serve what is staged for a model; does nothing where it does already.
+
+        Returns:
+            What the server said against it; None where it said nothing. What it serves then is to be checked.
+
+        Raises:
+            ServerUnavailable: it does not answer, or not any more.
+            LoadStillRunning: it takes no order for the model before an earlier one has ended.
+            NotRestarted: it goes on with what it has, for a reason that is no version's; nor may others be updated now.
+        """
+        ...
+
+    async def release(self, server: TritonControl, model_name: str) -> None:
+        """Has a server let go of a model that is not in the serving folder any more.
+
+        Raises:
+            InferenceServerError: it keeps what it has; those of `bring` likewise.
+        """
+        ...
+
+
+Judge = Callable[[TritonControl], Awaitable[Judged]]
+
+
 @dataclass(frozen=True, slots=True)
 class FleetVerdict:
     """What the servers said: of versions on trial, of versions that were good before, and who said nothing.
 
     Attributes:
         fatal: versions on trial whose server answered before it met them and did not afterwards.
+        halted: why the servers that are neither checked nor unreachable were left as they are; empty where none was.
+        judged: what the neighbour check says; None where it was not made.
     """
 
     rejected: Mapping[str, str]
@@ -47,73 +93,107 @@ class FleetVerdict:
     failing: Mapping[str, str]
     unreachable: tuple[str, ...]
     checked: tuple[str, ...]
+    halted: str = ""
+    judged: Judged | None = None
 
 
-async def check_fleet(
-    servers: Sequence[TritonControl],
-    staged: StagedModel,
-    sample: Sample | None,
-    on_trial: frozenset[str],
-    live: str | None,
-    limits: CheckLimits,
-) -> FleetVerdict:
-    """Loads and checks on one server after the other; stops at the first that finds a version on trial wanting.
+@dataclass(frozen=True, slots=True)
+class FleetCheck:
+    """The check of one staged model.
 
-    So a bad version reaches one server of the fleet. A version that was announced before, with this content, is not
-    taken away because a server has trouble with it now: it is only told. A server that does not answer is left out:
-    it loads the same folder when it starts. One that stops answering while it has a version on trial may have died of
-    it: no other server meets that version in this check.
-
-    Args:
-        servers: the fleet.
+    Attributes:
         staged: what the serving folder holds for the model.
         sample: the model's sample request; without one, readiness and configuration are all that is checked.
         on_trial: versions that are not announced with this content.
         live: the version that is the default now; a much slower one does not take its place.
         limits: how long each step may take.
+        update: brings a server to what is staged.
+        judge: makes the neighbour check on a server that passed the rest.
     """
-    unreachable: list[str] = []
-    checked: list[str] = []
-    rejected: dict[str, str] = {}
-    failing: dict[str, str] = {}
-    for server in servers:
-        was_live = await server.is_live(limits.live_timeout_s)
-        try:
-            problems = await _check_server(server, staged, sample, on_trial, limits)
-            if sample is not None and live is not None:
-                problems |= await _slower(server, staged, sample, on_trial - problems.keys(), live, limits)
-        except ServerUnavailable as error:
-            logger.warning("%s is left out of the check of %s: %s", server.address, staged.name, error.reason)
-            unreachable.append(server.address)
-            if was_live and on_trial:
-                reason = f"{server.address} stopped answering while it tried it: {error.reason}"
-                return FleetVerdict({}, dict.fromkeys(on_trial, reason), failing, tuple(unreachable), tuple(checked))
-            continue
-        checked.append(server.address)
-        for number, reason in problems.items():
-            told = rejected if number in on_trial else failing
-            told.setdefault(number, f"{server.address}: {reason}")
-        if rejected:
-            break
-    return FleetVerdict(rejected, {}, failing, tuple(unreachable), tuple(checked))
+
+    staged: StagedModel
+    sample: Sample | None
+    on_trial: frozenset[str]
+    live: str | None
+    limits: CheckLimits
+    update: ServerUpdate
+    judge: Judge
+
+    async def run(self, servers: Sequence[TritonControl]) -> FleetVerdict:
+        """Updates and checks one server after the other; stops at the first that finds a version on trial wanting.
+
+        So a bad version reaches one server of the fleet. A version that was announced before, with this content, is not
+        taken away because a server has trouble with it now: it is only told. A server that does not answer is left out:
+        it loads the same folder when it starts. One that stops answering while it has a version on trial may have died
+        of it: no other server meets that version in this check. What its neighbours do to an answer is asked once, on
+        the first server, before the next one has to be updated for it.
+        """
+        unreachable: list[str] = []
+        checked: list[str] = []
+        rejected: dict[str, str] = {}
+        failing: dict[str, str] = {}
+        judged: Judged | None = None
+        for server in servers:
+            was_live = await server.is_live(self.limits.live_timeout_s)
+            try:
+                problems = await self._problems(server)
+                if judged is None and not problems.keys() & self.on_trial:
+                    judged = await self._judged(server)
+            except NotRestarted as error:
+                logger.warning("the update of %s stops: %s", self.staged.name, error)
+                unreachable.append(server.address)
+                return FleetVerdict({}, {}, failing, tuple(unreachable), tuple(checked), str(error))
+            except LoadStillRunning as error:
+                logger.warning("%s is left out of the check of %s: %s", server.address, self.staged.name, error.reason)
+                unreachable.append(server.address)
+                continue
+            except ServerUnavailable as error:
+                logger.warning("%s is left out of the check of %s: %s", server.address, self.staged.name, error.reason)
+                unreachable.append(server.address)
+                if was_live and self.on_trial:
+                    reason = f"{server.address} stopped answering while it tried it: {error.reason}"
+                    fatal = dict.fromkeys(self.on_trial, reason)
+                    return FleetVerdict({}, fatal, failing, tuple(unreachable), tuple(checked))
+                continue
+            checked.append(server.address)
+            for number, reason in problems.items():
+                told = rejected if number in self.on_trial else failing
+                told.setdefault(number, f"{server.address}: {reason}")
+            if rejected or (judged is not None and judged.alters):
+                break
+        return FleetVerdict(rejected, {}, failing, tuple(unreachable), tuple(checked), judged=judged)
+
+    async def _problems(self, server: TritonControl) -> dict[str, str]:
+        problems = await _check_server(server, self)
+        if self.sample is not None and self.live is not None:
+            on_trial = self.on_trial - problems.keys()
+            problems |= await _slower(server, self.staged, self.sample, on_trial, self.live, self.limits)
+        return problems
+
+    async def _judged(self, server: TritonControl) -> Judged:
+        judged = await self.judge(server)
+        # What could not be asked may be so because the server has gone: of what, is the caller's to judge.
+        unasked = [verdict for verdict in judged.verdicts.values() if verdict.outcome == "not checked"]
+        if unasked and not await server.is_live(self.limits.live_timeout_s):
+            raise ServerUnavailable(server.address, f"it was asked for {self.staged.name} in batches")
+        return judged
 
 
-async def _check_server(
-    server: TritonControl, staged: StagedModel, sample: Sample | None, on_trial: frozenset[str], limits: CheckLimits
-) -> dict[str, str]:
-    load_error = await _load(server, staged.name, limits)
+async def _check_server(server: TritonControl, check: FleetCheck) -> dict[str, str]:
+    staged, limits = check.staged, check.limits
+    error = await check.update.bring(server, staged)
     states = await server.states(staged.name, limits.call_timeout_s)
     rejected: dict[str, str] = {}
     for number in staged.versions:
         if not await server.is_ready(staged.name, number, limits.call_timeout_s):
             state, reason = states.get(number, ("not there", ""))
-            rejected[number] = load_error or f"is {state} {' '.join(reason.split())}".rstrip()
-    if load_error is not None and not rejected:
+            rejected[number] = error or f"is {state} {' '.join(reason.split())}".rstrip()
+    if error is not None and not rejected:
         # Every version answers, so one that failed still answers with what it was before.
-        failed = set(_FAILED_VERSION.findall(load_error)) & staged.versions.keys()
-        rejected = dict.fromkeys(failed or on_trial or staged.versions, load_error)
+        failed = set(_FAILED_VERSION.findall(error)) & staged.versions.keys()
+        rejected = dict.fromkeys(failed or check.on_trial or staged.versions, error)
     for number in staged.versions:
-        if number not in rejected and (problem := await _problem(server, staged, number, sample, limits)):
+        if number not in rejected and (problem := await _problem(server, staged, number, check.sample, limits)):
             rejected[number] = problem
     return rejected
 
@@ -154,27 +234,11 @@ async def _seconds(
     return time.monotonic() - began
 
 
-async def _load(server: TritonControl, model_name: str, limits: CheckLimits) -> str | None:
-    """Loads the model; what the server said against it, or None."""
-    try:
-        await server.load(model_name, limits.load_timeout_s)
-    except ModelControlOff as error:
-        # Somebody else decides what this server loads; what is ready there is judged like the rest.
-        logger.info("%s loads by itself: %s", server.address, error.reason)
-    except ModelLoadFailed as error:
-        return error.reason
-    except ServerUnavailable as error:
-        if not await server.is_live(limits.live_timeout_s):
-            raise
-        return f"the load did not end in {limits.load_timeout_s:.0f} s: {error.reason}"
-    return None
-
-
 async def _problem(
     server: TritonControl, staged: StagedModel, number: str, sample: Sample | None, limits: CheckLimits
 ) -> str | None:
     theirs = await server.config(staged.name, number, limits.call_timeout_s)
-    if differences := config_differences(staged.config, theirs):
+    if differences := config_differences(without_content_mark(staged.config), theirs):
         return f"the server's configuration is another one: {'; '.join(differences)}"
     if sample is None:
         return None

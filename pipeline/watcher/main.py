@@ -32,7 +32,8 @@ from pipeline.errors import PipelineError, PromotionError, SettingsError
 from pipeline.watcher.report import RegistrationReport
 from pipeline.watcher.repository import check_repository
 from pipeline.watcher.repository_changes import Look, RepositoryChanges, look_at
-from pipeline.watcher.repository_pass import Places, RepositoryPass, utc_now
+from pipeline.watcher.repository_pass import Places, RepositoryPass, register_models, utc_now
+from pipeline.watcher.strategy import chosen_update
 from pipeline.watcher.trial_watch import TrialWatch
 from pipeline.watcher.triton_control import TritonControl
 from pipeline.watcher.version_scan import QuietTime
@@ -44,6 +45,8 @@ logger = logging.getLogger(__name__)
 _LIVE_TIMEOUT_S = 2.0
 # What is told again after a start: older events are in the log, or their rows have gone by their age.
 _RETOLD = timedelta(days=1)
+# The clock and the one that nobody sets drift by less than this between two looks, unless somebody sets the clock.
+_SET_BY_S = 5.0
 
 
 def run_watcher(settings: Settings) -> int:
@@ -59,6 +62,23 @@ def run_watcher(settings: Settings) -> int:
         )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(settings))
+
+
+async def register_once(settings: Settings) -> RegistrationReport:
+    """One pass without a watcher, by the same strategy; raises what `register_models` raises.
+
+    Raises:
+        SettingsError: servers are to be restarted, and nobody is known who could do it.
+    """
+    return await register_models(
+        repository=settings.model_repository,
+        serving_dir=settings.data_dir / "serving",
+        triton_urls=settings.triton.urls or (),
+        kafka_options=client_options(settings.kafka),
+        topic=settings.topic("models"),
+        credentials=channel_credentials(settings.triton.tls),
+        update=await asyncio.to_thread(chosen_update, settings),
+    )
 
 
 async def _run(settings: Settings) -> int:
@@ -101,6 +121,7 @@ class Watcher:
         self._look: Look | None = None
         self._due_at: datetime | None = None
         self._again = True
+        self._ahead_s = _ahead_s()
         self._report: RegistrationReport | None = None
         self._problem: str | None = "the first pass is not done yet"
         self._live: dict[str, bool] = {}
@@ -108,6 +129,7 @@ class Watcher:
     async def start(self, resources: AsyncExitStack) -> None:
         """Connects everything; what fails here stops the start."""
         settings = self._settings
+        update = await asyncio.to_thread(chosen_update, settings)
         await asyncio.to_thread(check_repository, settings.model_repository)
         options = client_options(settings.kafka)
         port = settings.watcher.metrics_port
@@ -121,7 +143,7 @@ class Watcher:
         self._events = EventTopic(producer, settings.topic("events"))
         places = Places(settings.model_repository, settings.data_dir / "serving", options, settings.topic("models"))
         quiet = QuietTime(settings.watcher.quiet_s, time.time)
-        self._pass = RepositoryPass(places, servers, producer, drain=self._drain, quiet=quiet)
+        self._pass = RepositoryPass(places, servers, producer, drain=self._drain, quiet=quiet, update=update)
         self._trials = TrialWatch(options, settings.topic("results"), settings.limits.record_bytes + (1 << 16))
         resources.push_async_callback(self._trials.stop)
         control = ControlFollower(options, settings.topic("control"), self._obey, lambda: None)
@@ -136,6 +158,7 @@ class Watcher:
         while True:
             await self._look_at_fleet()
             await self._judge_trials()
+            self._notice_set_clock()
             look = await asyncio.to_thread(look_at, self._settings.model_repository)
             if self._again or look != self._look or (self._due_at is not None and utc_now() >= self._due_at):
                 self._again = False  # a command that comes meanwhile sets it again
@@ -151,6 +174,13 @@ class Watcher:
                 await self._pass.change(model_name, partial(_ended, version=version, reason=reason))
             except (PipelineError, KafkaError) as error:
                 logger.warning("it cannot be announced yet: %s", error)
+            self._again = True
+
+    def _notice_set_clock(self) -> None:
+        """What waits for a time was told by another clock where somebody set this one: a pass puts it right."""
+        before, self._ahead_s = self._ahead_s, _ahead_s()
+        if abs(self._ahead_s - before) > _SET_BY_S:
+            logger.warning("the clock was set by %+.0f s", self._ahead_s - before)
             self._again = True
 
     def _pause_s(self) -> float:
@@ -178,7 +208,7 @@ class Watcher:
         await self._trials.follow(report.records.values())
         steps = [step for record in report.records.values() if (step := next_step_at(record, self._drain)) is not None]
         self._due_at = min(steps, default=None)
-        return not report.unreachable and not report.unfinished
+        return report.is_settled
 
     def _note_problem(self, problem: str | None) -> None:
         if problem is not None and problem != self._problem:
@@ -249,6 +279,11 @@ class Watcher:
             "instances": dict(self._live),
             "faults": [] if report is None else [line for line, is_error in report.lines() if is_error],
         }
+
+
+def _ahead_s() -> float:
+    """The wall clock's lead on the clock that nobody sets, in seconds: it changes when somebody sets the former."""
+    return utc_now().timestamp() - time.monotonic()
 
 
 def _ended(record: ModelRecord | None, version: str, reason: str) -> ModelRecord:

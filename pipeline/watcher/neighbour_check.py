@@ -67,10 +67,15 @@ class NeighbourLimits:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What is to be served, and what is known of each version that may be batched."""
+    """What is to be served, and what is known of each version that may be batched.
+
+    Attributes:
+        alters: whether that is another configuration than the one that was judged.
+    """
 
     config: ModelConfig
     verdicts: Mapping[str, NeighbourVerdict]
+    alters: bool = False
 
 
 def with_earlier_verdicts(config: ModelConfig, before: ModelConfig | None, unchanged: Collection[str]) -> ModelConfig:
@@ -131,7 +136,8 @@ async def judge_neighbours(
     asked = versions_to_check(config, staged.versions, before.config if before else None, known)
     found = await check_neighbours(servers, staged, sample, asked)
     dependent = [number for number, verdict in found.items() if verdict.outcome == "differs"]
-    return Judged(without_batching(config, dependent) if dependent else config, noted | found)
+    judged = without_batching(config, dependent) if dependent else config
+    return Judged(judged, noted | found, alters=judged is not config)
 
 
 def unchanged_versions(staged: StagedModel, before: StagedModel | None) -> set[str]:

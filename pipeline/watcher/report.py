@@ -7,8 +7,9 @@ from typing import Literal
 from pipeline.watcher.model_folder import Fault, UnfinishedVersion
 from schemas.registry import ModelRecord
 
-Outcome = Literal["announced", "unchanged", "invalid", "rejected", "failing", "unreachable"]
-"""`failing` was announced before and goes on, though a server has trouble with it now."""
+Outcome = Literal["announced", "unchanged", "invalid", "rejected", "failing", "unreachable", "postponed"]
+"""`failing` was announced before and goes on, though a server has trouble with it now; nothing is known against what is
+`unreachable` or `postponed`, and it is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,12 @@ class RegistrationReport:
         """Whether everything in the repository is served everywhere and announced."""
         good = all(version.state in ("announced", "unchanged") for version in self.versions)
         return good and not self.faults and not self.unreachable
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether another look brings nothing about until something changes."""
+        waiting = any(version.state in ("postponed", "unreachable") for version in self.versions)
+        return not (waiting or self.unreachable or self.unfinished)
 
     def lines(self) -> list[tuple[str, bool]]:
         """The pass in words: each line, and whether it tells of something wrong."""

@@ -18,13 +18,15 @@ from aiokafka import AIOKafkaProducer
 
 from pipeline.adapters.models_topic import read_models
 from pipeline.core.version_life import withdrawn
+from pipeline.watcher.draft import Wanted
 from pipeline.watcher.fleet_check import CheckLimits
 from pipeline.watcher.model_folder import ModelFolder
-from pipeline.watcher.registration import ModelRegistration, Wanted
+from pipeline.watcher.registration import ModelRegistration, Registered
 from pipeline.watcher.report import RegistrationReport, VersionReport
 from pipeline.watcher.repository import scan
 from pipeline.watcher.serving import ServingFolder
 from pipeline.watcher.serving_lock import serving_lock
+from pipeline.watcher.strategy import MakeUpdate, by_reload
 from pipeline.watcher.triton_control import TritonControl
 from pipeline.watcher.version_scan import QuietTime
 from schemas.registry import ModelRecord
@@ -74,6 +76,7 @@ class RepositoryPass:
         drain: how long a version that nothing selects any more is served.
         now: the wall clock.
         quiet: what earlier passes saw of versions that may still be copied; None: everything is taken for complete.
+        update: how servers are brought to what is staged.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class RepositoryPass:
         drain: timedelta = DRAIN,
         now: Callable[[], datetime] = utc_now,
         quiet: QuietTime | None = None,
+        update: MakeUpdate = by_reload,
     ) -> None:
         self._places = places
         self._quiet = quiet
@@ -93,8 +97,9 @@ class RepositoryPass:
         self._now = now
         self._drain = drain
         self._serving = ServingFolder(places.serving_dir)
+        limits = limits or CheckLimits()
         self._registration = ModelRegistration(
-            self._serving, servers, limits or CheckLimits(), announce=self._announce, now=now, drain=drain
+            self._serving, servers, limits, update(servers, limits), announce=self._announce, now=now, drain=drain
         )
 
     async def run(self, *, retries: bool, withdraws: bool) -> RegistrationReport:
@@ -116,13 +121,14 @@ class RepositoryPass:
                 logger.warning("not served: %s", fault)
             announced = await read_models(places.kafka_options, places.topic)
             tally = _Tally(dict(announced))
-            for model in found.models:
-                if _is_changing(model, announced.get(model.name)):
-                    continue  # what is announced goes on as it is
-                wanted = Wanted(model, announced.get(model.name), retries)
-                record, reports, silent = await self._registration.run(wanted)
+            wanted = [
+                Wanted(model, announced.get(model.name), retries)
+                for model in found.models
+                if not _is_changing(model, announced.get(model.name))  # what is announced goes on as it is
+            ]
+            for name, (record, reports, silent) in await self._registered(wanted):
                 if record is not None:
-                    tally.records[model.name] = record
+                    tally.records[name] = record
                 tally.reports += reports
                 tally.unreachable |= silent
             if withdraws:
@@ -130,6 +136,19 @@ class RepositoryPass:
         return RegistrationReport(
             tuple(tally.reports), found.faults, tally.records, tuple(sorted(tally.unreachable)), found.unfinished
         )
+
+    async def _registered(self, wanted: Sequence[Wanted]) -> list[tuple[str, Registered]]:
+        """What became of each model, in turn.
+
+        Where a server is updated as a whole, the first one is for each model with something new by itself, so that it
+        is known which one fails there; the others are once, with all that is good.
+        """
+        if not self._registration.brings_all:
+            return [(each.model.name, await self._registration.run(each)) for each in wanted]
+        drafts = [await self._registration.begin(each) for each in wanted]
+        for draft in drafts:
+            await self._registration.try_first(draft)
+        return [(draft.name, await self._registration.finish(draft)) for draft in drafts]
 
     async def change(self, model_name: str, change: Callable[[ModelRecord | None], ModelRecord]) -> ModelRecord:
         """Changes a model's record as it is on the topic now, and announces what came of it.
@@ -194,6 +213,7 @@ async def register_models(
     limits: CheckLimits | None = None,
     drain: timedelta = DRAIN,
     now: Callable[[], datetime] = utc_now,
+    update: MakeUpdate = by_reload,
 ) -> RegistrationReport:
     """One pass by itself; content that was rejected before is tried again, and nothing is withdrawn.
 
@@ -207,6 +227,7 @@ async def register_models(
         limits: how long a server may take.
         drain: how long a version that nothing selects any more is served.
         now: the wall clock.
+        update: how servers are brought to what is staged.
 
     Raises:
         ModelRepositoryError: the repository is not there or cannot be read.
@@ -219,6 +240,5 @@ async def register_models(
         producer = AIOKafkaProducer(**kafka_options, acks="all", enable_idempotence=True)
         await stack.enter_async_context(producer)
         places = Places(repository, serving_dir, kafka_options, topic)
-        return await RepositoryPass(places, servers, producer, limits=limits, drain=drain, now=now).run(
-            retries=True, withdraws=False
-        )
+        made = RepositoryPass(places, servers, producer, limits=limits, drain=drain, now=now, update=update)
+        return await made.run(retries=True, withdraws=False)

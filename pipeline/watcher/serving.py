@@ -15,12 +15,12 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.core.fingerprint import answer_config, fingerprint
-from pipeline.core.model_config import ModelConfig, config_text, parse_config, serving_config
+from pipeline.core.model_config import ModelConfig, config_text, parse_config, serving_config, with_content_mark
 from pipeline.errors import ModelRepositoryError
 from pipeline.watcher.build_step import run_build
 from pipeline.watcher.model_folder import CONFIG_NAME, ModelFolder, VersionFolder
@@ -94,7 +94,9 @@ class ServingFolder:
         self, model_name: str, config: ModelConfig, versions: Mapping[str, StoredFiles], shared: StoredFiles | None
     ) -> StagedModel:
         """What `serve` would make the tree serve; touches nothing."""
-        return _staged(model_name, serving_config(config, versions), versions, shared)
+        staged = _staged(model_name, serving_config(config, versions), versions, shared)
+        content = json.dumps(_record_of(staged), sort_keys=True)
+        return replace(staged, config=with_content_mark(staged.config, content))
 
     def serve(
         self, model_name: str, config: ModelConfig, versions: Mapping[str, StoredFiles], shared: StoredFiles | None

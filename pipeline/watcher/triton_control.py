@@ -17,11 +17,15 @@ from pipeline.errors import InferenceServerError, InvalidTensor, ModelFailed, Mo
 from schemas.tensor import Tensor, split_bytes_elements
 
 # Sizes: grpc's own limit of 4 MB refuses an answer after the model ran. The subchannel pool keeps large sample
-# requests off the connections of others. A stopped server is noticed in seconds, not at the call's deadline.
+# requests off the connections of others. A stopped server is noticed in seconds, not at the call's deadline; one that
+# is back, in half a second (grpc's own pauses between two tries grow to two minutes).
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 2000),
+    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.keepalive_time_ms", 2000),
     ("grpc.keepalive_timeout_ms", 2000),
     ("grpc.http2.ping_timeout_ms", 2000),
@@ -35,6 +39,10 @@ class ModelLoadFailed(InferenceServerError):  # noqa: N818 - a state, not a mist
 
 class ModelControlOff(InferenceServerError):  # noqa: N818 - a state, not a mistake
     """The server decides itself what it loads (`--model-control-mode` none or poll)."""
+
+
+class LoadStillRunning(InferenceServerError):  # noqa: N818 - a state, not a mistake
+    """An earlier load of the model has not ended: the server lets every further order for it wait behind that."""
 
 
 class TritonControl:
@@ -68,7 +76,13 @@ class TritonControl:
         Raises:
             ModelControlOff: this server does not take such orders.
             ModelLoadFailed: it tried; the reason is its own. Versions that served before may still serve.
+            LoadStillRunning: an earlier load has not ended; nothing was ordered. A deadline ends the wait alone: a load
+                that hangs ends with the server.
         """
+        states = await self.states(model_name, timeout_s)
+        if loading := sorted((number for number, (state, _) in states.items() if state == "LOADING"), key=int):
+            reason = f"still loads {model_name} version {', '.join(loading)} since an earlier order"
+            raise LoadStillRunning(self.address, f"{reason}: it takes no other before that ends or it restarts")
         await self._order(
             "RepositoryModelLoad", service_pb2.RepositoryModelLoadRequest(model_name=model_name), timeout_s
         )
@@ -113,6 +127,10 @@ class TritonControl:
             return bool((await self._call("ModelReady", request, timeout_s)).ready)
         except ModelNotReady:
             return False
+
+    async def serves_any(self, model_name: str, timeout_s: float) -> bool:
+        """Whether the server answers requests for any version, also of a model whose folder is gone."""
+        return await self.is_ready(model_name, "", timeout_s)
 
     async def config(self, model_name: str, version: str, timeout_s: float) -> ModelConfig:
         """The configuration the server has in effect.

@@ -2,11 +2,12 @@
 
 import os
 import stat
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.core.completeness import FileSeen, Look, awaited, next_look
+from pipeline.core.completeness import FileSeen, Look, Moment, awaited, manifest_gap, next_look
 from pipeline.core.model_config import built_files
 from pipeline.errors import ModelRepositoryError
 from pipeline.watcher.manifest import read_manifest, wrong_content
@@ -27,16 +28,18 @@ class QuietTime:
     Args:
         quiet_s: how long nothing may have changed, in seconds.
         now: the wall clock, Unix seconds, as the repository's file system has it.
+        steady: a clock that nobody sets, in seconds: how long looks agreed is counted by it.
     """
 
     quiet_s: float
     now: Callable[[], float]
+    steady: Callable[[], float] = time.monotonic
     _looks: dict[Path, Look] = field(default_factory=dict)
     _current: dict[Path, Look] = field(default_factory=dict)
 
     def look(self, folder: Path, files: Mapping[str, FileSeen]) -> str | None:
         """Remembers what is in a version's folder now; what is awaited before it is complete."""
-        now, last = self.now(), self._looks.get(folder)
+        now, last = Moment(self.now(), self.steady()), self._looks.get(folder)
         self._current[folder] = next_look(files, last, now)
         return awaited(files, last, now, self.quiet_s)
 
@@ -106,7 +109,7 @@ def _waits(
         return still
     if isinstance(manifest, Fault):
         problem = manifest
-    elif (gap := awaited(files, None, 0.0, 0.0, manifest)) is not None:
+    elif (gap := manifest_gap(files, manifest)) is not None:
         problem = Fault(folder, None, gap)
     elif (wrong := wrong_content(folder, manifest)) is not None:
         problem = wrong

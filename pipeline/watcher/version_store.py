@@ -3,9 +3,11 @@
     <store>/<model>/<version>-<source digest>/files/...       the copy, with what the build step made
     <store>/<model>/<version>-<source digest>/digests.json    BLAKE3 of each file, and of the build script
 
-An entry appears by one rename, after everything in it is on the disk. One process writes.
+An entry appears by one rename, after everything in it is on the disk. One process writes; what it could not finish is
+removed at once, and what it left when it died, before the next one of that model is written.
 """
 
+import errno
 import json
 import logging
 import os
@@ -25,6 +27,12 @@ logger = logging.getLogger(__name__)
 _UNFINISHED = ".tmp-"
 # 1 MiB at a time is as fast as all at once, within the noise.
 _READ_BYTES = 1 << 20
+# What a disk refuses, whatever is written: full, a quota, a file size limit, mounted read-only.
+_DISK_REFUSES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+
+
+class CopyPostponed(ModelRepositoryError):  # noqa: N818 - a state, not a mistake
+    """The copy cannot be made now, for a reason that says nothing against the version: another look may make it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,35 +67,50 @@ class VersionStore:
         """Copies files into the store, unless they are there; `build` (its script, and how to run it) adds to them.
 
         Raises:
-            ModelRepositoryError: a file changed while it was copied, or the build failed.
-            OSError: the disk.
+            CopyPostponed: a file changed, or went, while it was copied; or a disk cannot be read or written.
+            ModelRepositoryError: the build failed.
         """
-        script = digest_of(build[0]) if build else b""
-        digests = {name: digest_of(folder / name) for name in names}
-        source = fingerprint(digests, build_script=script)
-        if (found := self.find(model_name, label, source)) is not None:
-            return found
-        work = self._path / model_name / f"{_UNFINISHED}{uuid.uuid4().hex}"
         try:
-            copy = work / "files"
-            copy.mkdir(parents=True)
-            for name in names:
-                _copy(folder / name, copy / name)
-                if digest_of(copy / name) != digests[name]:
-                    raise ModelRepositoryError(
-                        folder / name, "changed while it was copied; the next look will see it whole"
-                    )
-            if build is not None:
-                build[1](copy)
-            entry = self._finish(work, source, script)
-            target = self._entry(model_name, label, source)
-            if target.exists():
-                shutil.rmtree(target)
-            work.rename(target)
-            sync_folder(target.parent)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        return StoredFiles(target, source, entry, script)
+            script = digest_of(build[0]) if build else b""
+            digests = {name: digest_of(folder / name) for name in names}
+            source = fingerprint(digests, build_script=script)
+            if (found := self.find(model_name, label, source)) is not None:
+                return found
+            work = self.new_folder(model_name)
+            try:
+                copy = work / "files"
+                copy.mkdir()
+                for name in names:
+                    _copy(folder / name, copy / name)
+                    if digest_of(copy / name) != digests[name]:
+                        raise CopyPostponed(
+                            folder / name, "changed while it was copied; the next look will see it whole"
+                        )
+                if build is not None:
+                    build[1](copy)
+                return self._enter(work, self._entry(model_name, label, source), source, script)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+        except OSError as error:
+            raise self._postponed(folder, error) from error
+
+    def _enter(self, work: Path, target: Path, source: str, script: bytes) -> StoredFiles:
+        digests = self._finish(work, source, script)
+        if target.exists():
+            shutil.rmtree(target)
+        work.rename(target)
+        sync_folder(target.parent)
+        return StoredFiles(target, source, digests, script)
+
+    def _postponed(self, folder: Path, error: OSError) -> CopyPostponed:
+        """The same words at every look: they name no temporary folder."""
+        # Copying names the owner's file first, also where it is the other side that is full.
+        place = Path(os.fsdecode(error.filename or self._path))
+        if error.errno in _DISK_REFUSES or place.is_relative_to(self._path):
+            return CopyPostponed(folder, f"cannot be copied into {self._path} now: {error.strerror or error}")
+        if isinstance(error, FileNotFoundError):
+            return CopyPostponed(place, "went while it was copied; the next look will tell what there is")
+        return CopyPostponed(place, f"cannot be read now: {error.strerror or error}")
 
     def _finish(self, work: Path, source: str, script: bytes) -> dict[str, bytes]:
         digests = content_digests(work / "files")
@@ -110,16 +133,28 @@ class VersionStore:
         path = self._entry(model_name, label, source)
         if not (path / "digests.json").is_file():
             return None
-        record = json.loads((path / "digests.json").read_text(encoding="utf-8"))
-        recorded = {name: bytes.fromhex(digest) for name, digest in record["files"].items()}
+        try:
+            record = json.loads((path / "digests.json").read_text(encoding="utf-8"))
+            recorded = {name: bytes.fromhex(digest) for name, digest in record["files"].items()}
+            script = bytes.fromhex(record["build_script"])
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            logger.warning("%s is damaged, it is made again: %s", path / "digests.json", error)
+            return None
         if recorded != content_digests(path / "files"):
             logger.warning("%s is not what was stored; it is made again", path)
             return None
-        return StoredFiles(path, source, recorded, bytes.fromhex(record["build_script"]))
+        return StoredFiles(path, source, recorded, script)
 
     def new_folder(self, model_name: str) -> Path:
-        """An empty folder on the store's file system, removed at the next `sweep` if it is still there."""
-        folder = self._path / model_name / f"{_UNFINISHED}{uuid.uuid4().hex}"
+        """An empty folder on the store's file system, in the place of what was left unfinished of the model.
+
+        Raises:
+            OSError: the disk.
+        """
+        place = self._path / model_name
+        for left in place.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(left)
+        folder = place / f"{_UNFINISHED}{uuid.uuid4().hex}"
         folder.mkdir(parents=True)
         return folder
 

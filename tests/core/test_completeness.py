@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.completeness import FileSeen, Look, ManifestEntry, awaited, next_look
+from pipeline.core.completeness import FileSeen, Look, ManifestEntry, Moment, awaited, manifest_gap, next_look
 
 QUIET_S = 5.0
 FILE = FileSeen(10, 100.0)
@@ -12,6 +12,11 @@ FILE = FileSeen(10, 100.0)
 
 def look(files: dict[str, FileSeen], since: float) -> Look:
     return Look(files, since)
+
+
+def at(now: float) -> Moment:
+    """A moment at which nobody has set the wall clock yet."""
+    return Moment(now, now)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +42,7 @@ def test_quiet_time_and_looks_decide(
     files: dict[str, FileSeen], last: Look | None, now: float, words: str | None
 ) -> None:
     """A version is complete once nothing in it changed for the quiet time, nor since the last look."""
-    found = awaited(files, last, now, QUIET_S)
+    found = awaited(files, last, at(now), QUIET_S)
     assert (found is None) if words is None else (words in (found or "")), found
 
 
@@ -51,36 +56,72 @@ def test_quiet_time_and_looks_decide(
     ],
 )
 def test_manifest_alone_decides(files: dict[str, FileSeen], words: str | None) -> None:
-    """A manifest that is met asks for no quiet time, and one that is not met is not made up for by quiet."""
-    manifest = {"a": ManifestEntry(10, "0" * 64)}
-    for now in (0.0, 100.0, 1e9):
-        found = awaited(files, None, now, QUIET_S, manifest)
-        assert (found is None) if words is None else (words in (found or ""))
+    """A manifest that is met asks for no time at all, and one that is not met says what is missing."""
+    found = manifest_gap(files, {"a": ManifestEntry(10, "0" * 64)})
+    assert (found is None) if words is None else (words in (found or ""))
 
 
 def test_look_goes_on_while_nothing_changes() -> None:
-    """The time since which a state was seen is that of the first look that saw it."""
-    first = next_look({"a": FILE}, None, 10.0)
-    assert next_look({"a": FILE}, first, 20.0) == first
-    assert next_look({"a": FileSeen(11, 100.0)}, first, 20.0).since == 20.0
+    """The time since which nothing changed is the newest file's at the first look, then that of the looks."""
+    first = next_look({"a": FILE}, None, at(110.0))
+    assert first.quiet_since_s == 100.0
+    assert next_look({"a": FILE}, first, at(120.0)) == first
+    assert next_look({"a": FileSeen(11, 100.0)}, first, at(120.0)).quiet_since_s == 120.0
+    assert next_look({"a": FileSeen(10, 900.0)}, None, at(110.0)).quiet_since_s == 110.0
 
 
-steps = st.lists(st.tuples(st.floats(0.1, 4.0), st.booleans()), min_size=1, max_size=30)
+@pytest.mark.parametrize("set_by_s", [-3600.0, 3600.0])
+def test_clock_that_is_set_neither_completes_a_copy_nor_holds_it(set_by_s: float) -> None:
+    """A copy that pauses while the wall clock jumps an hour waits for the quiet time, no less and no more."""
+    before, after = {"a": FileSeen(9, 100.0)}, {"a": FileSeen(10, 101.0)}
+    last = next_look(after, next_look(before, None, at(100.5)), at(101.0))
+    for steady_s, words in ((102.0, "less than 5 s ago"), (105.9, "less than 5 s ago"), (106.0, None)):
+        now = Moment(steady_s + set_by_s, steady_s)
+        found = awaited(after, last, now, QUIET_S)
+        assert (found is None) if words is None else (words in (found or "")), steady_s
+        last = next_look(after, last, now)
+
+
+def test_clock_that_is_set_back_takes_nothing_that_was_complete() -> None:
+    """A version that was complete stays so while the clock is set back below its files' times and comes up again."""
+    last = next_look({"a": FILE}, None, at(105.0))
+    for wall_s, steady_s in ((-3495.0, 105.1), (99.9, 3700.0), (100.1, 3700.2), (105.0, 3705.1)):
+        assert awaited({"a": FILE}, last, Moment(wall_s, steady_s), QUIET_S) is None, wall_s
+        last = next_look({"a": FILE}, last, Moment(wall_s, steady_s))
+
+
+def test_first_look_after_the_clock_was_set_back_waits_for_the_quiet_time() -> None:
+    """A watcher that starts while files are an hour ahead takes them once its own looks agree, not an hour later."""
+    files = {"a": FileSeen(10, 3700.0)}
+    assert "in the future" in (awaited(files, None, Moment(100.0, 50.0), QUIET_S) or "")
+    last = next_look(files, None, Moment(100.0, 50.0))
+    assert "less than 5 s ago" in (awaited(files, last, Moment(104.9, 54.9), QUIET_S) or "")
+    assert awaited(files, last, Moment(105.0, 55.0), QUIET_S) is None
+
+
+steps = st.lists(
+    st.tuples(st.floats(0.1, 4.0), st.booleans(), st.sampled_from([0.0, 0.0, -3600.0, 3600.0])), min_size=1, max_size=30
+)
 
 
 @given(steps, st.sampled_from([0.0, 1000.0]))
-def test_growing_file_is_never_complete(found: list[tuple[float, bool]], ahead_s: float) -> None:
-    """Whoever copies without a pause as long as the quiet time is never interrupted, whatever the times say."""
-    now, size, last = 1000.0, 0, None
+def test_growing_file_is_never_complete(found: list[tuple[float, bool, float]], ahead_s: float) -> None:
+    """Whoever copies without a pause as long as the quiet time is never interrupted, whatever the clocks say."""
+    now, size, last, wall_ahead_s = 1000.0, 0, None, 0.0
     changed_at = now
-    for pause_s, grows in found:
+    seen = FileSeen(size, now + ahead_s)
+    for pause_s, grows, set_by_s in found:
         now += pause_s
+        if last is not None:  # the first look has nothing but the wall clock
+            wall_ahead_s += set_by_s
         if grows:
             size += 1
             changed_at = now
-        files = {"a": FileSeen(size, changed_at + ahead_s)}
-        if awaited(files, last, now, QUIET_S) is None:
-            assert now - changed_at >= QUIET_S or (last is not None and now - last.since >= QUIET_S)
+            seen = FileSeen(size, now + wall_ahead_s + ahead_s)
+        moment = Moment(now + wall_ahead_s, now)
+        files = {"a": seen}
+        if awaited(files, last, moment, QUIET_S) is None:
+            assert now - changed_at >= QUIET_S
         if grows:
-            assert awaited(files, last, now, QUIET_S) is not None
-        last = next_look(files, last, now)
+            assert awaited(files, last, moment, QUIET_S) is not None
+        last = next_look(files, last, moment)

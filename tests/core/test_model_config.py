@@ -9,10 +9,13 @@ from pipeline.core.model_config import (
     ConfigText,
     ModelConfigError,
     config_text,
+    content_mark,
     findings,
     parse_config,
     serving_config,
     signature,
+    with_content_mark,
+    without_content_mark,
 )
 from schemas.registry import TensorSpec
 
@@ -278,3 +281,27 @@ def test_fingerprints_are_equal_only_for_equal_content(
     """No two different contents have one encoding: names, contents, configuration and script are told apart."""
     same = (one, config, script) == (two, other, script2)
     assert (fingerprint(one, config, script) == fingerprint(two, other, script2)) is same
+
+
+def test_mark_tells_configurations_and_contents_apart() -> None:
+    """Another configuration, or another content beside it, is another mark; the same has the same, marked or not."""
+    config = serving_config(parse_config(GOOD).config, ["1"])
+    mark = content_mark(with_content_mark(config, "files"))
+    assert mark is not None
+    assert content_mark(with_content_mark(with_content_mark(config, "others"), "files")) == mark
+    others = [
+        with_content_mark(config, "other files"),
+        with_content_mark(serving_config(config, ["1", "2"]), "files"),
+        with_content_mark(serving_config(parse_config(GOOD.replace("count: 1", "count: 2")).config, ["1"]), "files"),
+    ]
+    assert len({mark, *map(content_mark, others)}) == 4
+
+
+def test_mark_is_no_part_of_the_configuration() -> None:
+    """It changes no fingerprint and no signature, is written and read as the rest, and can be taken off again."""
+    config = serving_config(parse_config(GOOD).config, ["1"])
+    marked = with_content_mark(config, "files")
+    assert content_mark(config) is None
+    assert (answer_config(marked), signature(marked)) == (answer_config(config), signature(config))
+    assert without_content_mark(marked) == config
+    assert content_mark(parse_config(config_text(marked)).config) == content_mark(marked)

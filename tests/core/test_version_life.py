@@ -34,10 +34,12 @@ def at(seconds: float) -> datetime:
     return NOW + timedelta(seconds=seconds)
 
 
-def found(good: str, selected: str = "", rejected: dict[str, tuple[str, str]] | None = None, **changes: bool) -> Found:
+def found(
+    good: str, selected: str = "", rejected: dict[str, tuple[str, str]] | None = None, promotes: bool = True
+) -> Found:
     """Versions by digit: `found("12", "2")`; the fingerprint of version 1 is f1."""
     contents = {number: f"f{number}" for number in good}
-    return Found(contents, set(selected or good), rejected or {}, SIGNATURE if good else None, **changes)
+    return Found(contents, set(selected or good), rejected or {}, SIGNATURE if good else None, promotes)
 
 
 def step(before: ModelRecord | None, what: Found, seconds: float = 0.0) -> ModelRecord:
@@ -206,12 +208,99 @@ def test_changing_marks_these_versions_alone() -> None:
     assert step(marked, found("12"), 10) == record
 
 
+def test_version_that_its_owner_removed_is_kept_for_no_rollback() -> None:
+    """A default whose folder is taken away drains and leaves, although it was the one before; a trial of it ends."""
+    second = step(step(None, found("1")), found("12"), 10)
+    contents = {"1": "f1", "2": "f2"}
+    gone = step(second, Found(contents, {"1"}, {}, SIGNATURE, removed={"2"}), 20)
+    assert (gone.default_version, gone.previous_version) == ("1", None)
+    assert states(gone) == {"1": "ready", "2": "draining"}
+    assert states(step(gone, Found(contents, {"1"}, {}, SIGNATURE, removed={"2"}), 50))["2"] == "unloaded"
+    tried = with_canary(promoted(second, "1", at(20)), "2", 0.1, at(20))
+    ended = step(tried, Found(contents, {"1"}, {}, SIGNATURE, removed={"2"}), 30)
+    assert (ended.canary, states(ended)) == (None, {"1": "ready", "2": "draining"})
+
+
+BACK = timedelta(hours=-1)
+"""An operator, or NTP after a start with a wrong clock, sets the clock back by an hour."""
+
+
+def draining(seconds: float = 20) -> ModelRecord:
+    """Version 1 drains since then, 2 was the default before 3."""
+    third = step(step(step(None, found("1")), found("12", "2"), 10), found("123", "3"), seconds)
+    assert states(third)["1"] == "draining"
+    return third
+
+
+def test_clock_that_is_set_back_makes_no_drain_longer_than_two() -> None:
+    """A version that drains, or is told as unloaded, waits anew by the clock as it is now, not for an hour more."""
+    back = BACK.total_seconds()
+    again = step(draining(), found("123", "3"), 30 + back)
+    assert (states(again)["1"], again.versions["1"].since) == ("draining", at(30 + back))
+    assert next_step_at(again, DRAIN) == at(60 + back)
+    told = step(again, found("123", "3"), 60 + back)
+    assert states(told)["1"] == "unloaded"
+    twice = step(told, found("123", "3"), 61 + 2 * back)
+    assert not may_leave(told.versions["1"], at(61 + 2 * back))
+    assert may_leave(twice.versions["1"], at(63 + 2 * back))
+
+
+def test_removed_model_leaves_although_the_clock_was_set_back() -> None:
+    """The drain of a whole model begins anew, too, and then it is gone."""
+    first = withdrawn(step(None, found("12")), at(0), DRAIN)
+    assert first is not None
+    again = withdrawn(first, at(1) + BACK, DRAIN)
+    assert again is not None
+    assert {version.since for version in again.versions.values()} == {at(1) + BACK}
+    told = withdrawn(again, at(31) + BACK, DRAIN)
+    assert told is not None
+    assert withdrawn(told, at(33) + BACK, DRAIN) is None
+
+
+def test_clock_that_is_set_back_puts_no_promotion_off() -> None:
+    """A promotion, or a trial, that was to count in two seconds counts two seconds after the next pass."""
+    second = step(step(None, found("1")), found("12"), 10)
+    assert second.effective_at == at(12)
+    again = step(second, found("12"), 11 + BACK.total_seconds())
+    assert (again.default_version, again.previous_version) == ("2", "1")
+    assert again.effective_at == at(11) + BACK + NOTICE
+    trial = step(with_canary(again, "1", 0.5, at(20)), found("12"), 21 + BACK.total_seconds())
+    assert trial.canary is not None
+    assert (trial.canary.share, trial.canary.effective_at) == (0.5, at(21) + BACK + NOTICE)
+
+
+def test_clocks_of_two_watchers_may_differ() -> None:
+    """Up to three seconds between two hosts' clocks change no record: neither corrects what the other announced."""
+    third = promoted(draining(20), "2", at(20))
+    assert third.effective_at == at(22)
+    assert step(third, found("123", "3"), 17) == third
+    assert step(draining(20), found("123", "3"), 17) == draining(20)
+
+
+def test_clock_that_is_set_forward_ends_one_wait_early_and_no_two() -> None:
+    """A drain cannot be known to be shorter; what follows it, the notice before the servers let go, is waited for."""
+    told = step(draining(20), found("123", "3"), 3621)
+    assert states(told)["1"] == "unloaded"
+    assert not may_leave(told.versions["1"], at(3622))
+    assert may_leave(told.versions["1"], at(3623))
+
+
 NUMBERS = st.sets(st.sampled_from("12345"), min_size=1)
 
 
-@given(st.lists(st.tuples(NUMBERS, NUMBERS, st.floats(0, 40), st.sampled_from(["", "promote", "canary"])), max_size=12))
+@given(
+    st.lists(
+        st.tuples(
+            NUMBERS,
+            NUMBERS,
+            st.floats(0, 40) | st.sampled_from([-3600.0, 3600.0]),
+            st.sampled_from(["", "promote", "canary"]),
+        ),
+        max_size=12,
+    )
+)
 def test_whatever_happens_the_default_is_served(steps: list[tuple[set[str], set[str], float, str]]) -> None:
-    """After any history the default and the previous version are good and ready, and times never go back."""
+    """After any history, clocks that are set among it, the default and the previous version are good and ready."""
     record: ModelRecord | None = None
     now = NOW
     for good, selected, pause_s, order in steps:
@@ -229,4 +318,8 @@ def test_whatever_happens_the_default_is_served(steps: list[tuple[set[str], set[
         for answering in {record.default_version, record.previous_version} - {None}:
             assert record.versions[str(answering)].state == "ready"
         assert record.canary is None or record.versions[record.canary.version].state == "ready"
-        assert all(version.since is not None and version.since <= now for version in record.versions.values())
+        soon = now + timedelta(seconds=5)
+        waiting = [version for version in record.versions.values() if version.state in {"draining", "unloaded"}]
+        assert all(version.since is not None and version.since <= soon for version in waiting)
+        assert record.effective_at <= soon
+        assert record.canary is None or record.canary.effective_at <= soon

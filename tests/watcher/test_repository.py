@@ -457,7 +457,7 @@ def test_version_that_grows_is_not_complete(tmp_path: Path) -> None:
     """What changed within the quiet time, or since the last look, waits; then it is taken."""
     folder = python_model(tmp_path, versions=("1", "2"))
     clock = Clock(time.time() + 1)
-    quiet = QuietTime(5.0, clock)
+    quiet = QuietTime(5.0, clock, clock)
     found = scan(tmp_path, quiet)
     assert (found.models[0].versions, found.faults) == ((), ())
     assert [version.number for version in found.unfinished] == ["1", "2"]
@@ -485,11 +485,28 @@ def test_time_that_is_set_back_deceives_nobody(tmp_path: Path) -> None:
     assert unfinished.number == "1"
 
 
+def test_clock_that_is_set_holds_no_version_and_completes_none(tmp_path: Path) -> None:
+    """An hour back leaves what was complete complete; an hour forward makes no copy complete that just paused."""
+    folder = python_model(tmp_path, versions=("1", "2"))
+    wall, steady = Clock(time.time() + 10), Clock(0.0)
+    quiet = QuietTime(5.0, wall, steady)
+    assert scan(tmp_path, quiet).models[0].selected == ("2",)
+    wall.now -= 3600
+    assert scan(tmp_path, quiet).models[0].selected == ("2",)
+    with (folder / "2" / "model.py").open("a") as file:
+        file.write("# more\n")
+    assert "changed since" in str(scan(tmp_path, quiet).unfinished[0])
+    wall.now += 7200
+    assert "less than 5 s ago" in str(scan(tmp_path, quiet).unfinished[0])
+    steady.now += 5
+    assert scan(tmp_path, quiet).models[0].selected == ("2",)
+
+
 def test_configuration_that_changes_holds_its_versions(tmp_path: Path) -> None:
     """A model's own files count for its versions: a config.pbtxt that somebody edits is waited for, too."""
     folder = python_model(tmp_path)
     clock = Clock(time.time() + 10)
-    quiet = QuietTime(5.0, clock)
+    quiet = QuietTime(5.0, clock, clock)
     assert scan(tmp_path, quiet).models[0].selected == ("1",)
     with (folder / "config.pbtxt").open("a") as file:
         file.write("# a note\n")
@@ -532,7 +549,7 @@ def test_manifest_that_is_not_met_holds_the_version(tmp_path: Path, break_it: Br
     write_manifest(folder / "1")
     break_it(folder / "1")
     clock = Clock(time.time())
-    quiet = QuietTime(5.0, clock)
+    quiet = QuietTime(5.0, clock, clock)
     found = scan(tmp_path, quiet)
     assert (found.models[0].versions, found.faults) == ((), ())
     assert words in str(found.unfinished[0])
