@@ -44,7 +44,7 @@ def _checks(settings: "Settings") -> "list[Check]":
 def _check_repository(settings: "Settings") -> "Check":
     from pipeline.errors import ModelRepositoryError
     from pipeline.stack.doctor import make_check
-    from pipeline.watcher.repository import scan
+    from pipeline.watcher.repository.scan import scan
 
     try:
         found = scan(settings.model_repository)

@@ -15,7 +15,7 @@ from pipeline.stack.ports import PortBook
 from pipeline.stack.probes import answers_http_ok
 from pipeline.watcher.main import register_once
 from pipeline.watcher.report import RegistrationReport
-from pipeline.watcher.repository import scan
+from pipeline.watcher.repository.scan import scan
 
 if TYPE_CHECKING:
     from pipeline.stack import PartState

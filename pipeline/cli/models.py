@@ -10,7 +10,7 @@ import typer
 from pipeline.cli import promotion, publication
 
 if TYPE_CHECKING:
-    from pipeline.watcher.model_folder import RepositoryScan
+    from pipeline.watcher.repository.model_folder import RepositoryScan
     from schemas.registry import ModelRecord
 
 _AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
@@ -34,7 +34,7 @@ def add_to(app: typer.Typer) -> None:
 def check(as_json: _AsJson = False) -> None:
     """Look at the model repository as a server would; exit code 1 if it would not serve all of it."""
     from pipeline.config import load_settings
-    from pipeline.watcher.repository import scan
+    from pipeline.watcher.repository.scan import scan
 
     found = scan(load_settings().model_repository)
     if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pipeline.watcher.publishing import Published
+    from pipeline.watcher.repository.publishing import Published
 
 # How often the models topic is read while the fleet takes a version: a load takes a second at least.
 _LOOK_S = 0.5
@@ -34,9 +34,9 @@ def publish(
     """Copy a version into the model repository by one rename; what `models check` would refuse is refused."""
     from pipeline.config import load_settings
     from pipeline.errors import ModelRepositoryError
-    from pipeline.watcher.publishing import PublishRefused
-    from pipeline.watcher.publishing import publish as put
-    from pipeline.watcher.repository_names import is_version, model_name_fault
+    from pipeline.watcher.repository.names import is_version, model_name_fault
+    from pipeline.watcher.repository.publishing import PublishRefused
+    from pipeline.watcher.repository.publishing import publish as put
 
     if (reason := model_name_fault(model)) is not None:
         raise typer.BadParameter(reason, param_hint="--model")

@@ -31,7 +31,7 @@ def up(
 async def _stay_up(settings: "Settings", workers: int, *, with_sink: bool) -> int:
     from pipeline.cli.local_pipeline import plan_stack, start_all
     from pipeline.stack import Stack
-    from pipeline.watcher.strategy import chosen_update
+    from pipeline.watcher.fleet.strategy import chosen_update
 
     chosen_update(settings)  # a fleet that nobody can restart is told before anything starts
     lines = StateLines()

@@ -2,7 +2,7 @@
 
 Text in, values out; nothing here touches a file.
 
-    parse_config(text) ──> ConfigText ──> watcher/completion.py ──> findings(...) ──> signature(...)
+    parse_config(text) ──> ConfigText ──> watcher/repository/completion.py ──> findings(...) ──> signature(...)
                                                                 └──> serving_config(versions) ──> config_text(...)
 
 Source: Triton's `model_config.proto` (tritonclient carries it) and its `model_configuration.md`.
@@ -26,7 +26,7 @@ from schemas.tensor import Datatype
 ModelConfig = Any
 """A `model_config_pb2.ModelConfig`; tritonclient ships no types."""
 
-# What a serving configuration notes of the neighbour check (watcher/neighbour_check.py).
+# What a serving configuration notes of the neighbour check (watcher/fleet/neighbour_check.py).
 DEPENDENT_VERSIONS = "depends_on_neighbours"
 # What a serving configuration notes of the tree it lies in: a server that shows it has loaded that very tree.
 CONTENT_MARK = "served_content"

@@ -8,13 +8,13 @@ from datetime import datetime
 
 from pipeline.core.model_config import ModelConfig, promotes, signature
 from pipeline.core.version_life import Found, may_leave
-from pipeline.watcher.model_folder import ModelFolder
-from pipeline.watcher.neighbour_check import Judged
+from pipeline.watcher.fleet.neighbour_check import Judged
 from pipeline.watcher.report import Outcome
-from pipeline.watcher.sample import Sample
-from pipeline.watcher.serving import StagedModel
-from pipeline.watcher.version_checks import completed_config, version_faults
-from pipeline.watcher.version_store import StoredFiles
+from pipeline.watcher.repository.model_folder import ModelFolder
+from pipeline.watcher.repository.sample import Sample
+from pipeline.watcher.repository.version_checks import completed_config, version_faults
+from pipeline.watcher.serving.folder import StagedModel
+from pipeline.watcher.serving.version_store import StoredFiles
 from schemas.registry import ModelRecord
 
 logger = logging.getLogger(__name__)

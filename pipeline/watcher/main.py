@@ -29,14 +29,14 @@ from pipeline.config import Settings
 from pipeline.core.model_events import ModelEvents
 from pipeline.core.version_life import next_step_at, promoted, with_canary, without_canary
 from pipeline.errors import PipelineError, PromotionError, SettingsError
+from pipeline.watcher.fleet.strategy import chosen_update
+from pipeline.watcher.fleet.triton_control import TritonControl
 from pipeline.watcher.report import RegistrationReport
-from pipeline.watcher.repository import check_repository
-from pipeline.watcher.repository_changes import Look, RepositoryChanges, look_at
+from pipeline.watcher.repository.changes import Look, RepositoryChanges, look_at
+from pipeline.watcher.repository.scan import check_repository
+from pipeline.watcher.repository.version_scan import QuietTime
 from pipeline.watcher.repository_pass import Places, RepositoryPass, register_models, utc_now
-from pipeline.watcher.strategy import chosen_update
 from pipeline.watcher.trial_watch import TrialWatch
-from pipeline.watcher.triton_control import TritonControl
-from pipeline.watcher.version_scan import QuietTime
 from schemas.control import ControlCommand, ControlReply, ModelPromoteCommand, ModelPromoteReply
 from schemas.registry import ModelRecord
 

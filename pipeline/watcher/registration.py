@@ -26,13 +26,13 @@ from pipeline.watcher.draft import (
     set_aside,
     shared_config,
 )
-from pipeline.watcher.fleet_check import CheckLimits, FleetCheck, FleetVerdict, NotRestarted, ServerUpdate
-from pipeline.watcher.neighbour_check import Judged, judge_neighbours, unchanged_versions, with_earlier_verdicts
+from pipeline.watcher.fleet.check import CheckLimits, FleetCheck, FleetVerdict, NotRestarted, ServerUpdate
+from pipeline.watcher.fleet.neighbour_check import Judged, judge_neighbours, unchanged_versions, with_earlier_verdicts
+from pipeline.watcher.fleet.triton_control import TritonControl
 from pipeline.watcher.report import Outcome, VersionReport, version_reports
-from pipeline.watcher.sample import read_sample
-from pipeline.watcher.serving import ServingFolder, StagedModel
-from pipeline.watcher.triton_control import TritonControl
-from pipeline.watcher.version_store import CopyPostponed, StoredFiles
+from pipeline.watcher.repository.sample import read_sample
+from pipeline.watcher.serving.folder import ServingFolder, StagedModel
+from pipeline.watcher.serving.version_store import CopyPostponed, StoredFiles
 from schemas.registry import ModelRecord
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.watcher.model_folder import Fault, UnfinishedVersion
+from pipeline.watcher.repository.model_folder import Fault, UnfinishedVersion
 from schemas.registry import ModelRecord
 
 Outcome = Literal["announced", "unchanged", "invalid", "rejected", "failing", "unreachable", "postponed"]

@@ -19,16 +19,16 @@ from aiokafka import AIOKafkaProducer
 from pipeline.adapters.models_topic import read_models
 from pipeline.core.version_life import withdrawn
 from pipeline.watcher.draft import Wanted
-from pipeline.watcher.fleet_check import CheckLimits
-from pipeline.watcher.model_folder import ModelFolder
+from pipeline.watcher.fleet.check import CheckLimits
+from pipeline.watcher.fleet.strategy import MakeUpdate, by_reload
+from pipeline.watcher.fleet.triton_control import TritonControl
 from pipeline.watcher.registration import ModelRegistration, Registered
 from pipeline.watcher.report import RegistrationReport, VersionReport
-from pipeline.watcher.repository import scan
-from pipeline.watcher.serving import ServingFolder
-from pipeline.watcher.serving_lock import serving_lock
-from pipeline.watcher.strategy import MakeUpdate, by_reload
-from pipeline.watcher.triton_control import TritonControl
-from pipeline.watcher.version_scan import QuietTime
+from pipeline.watcher.repository.model_folder import ModelFolder
+from pipeline.watcher.repository.scan import scan
+from pipeline.watcher.repository.version_scan import QuietTime
+from pipeline.watcher.serving.folder import ServingFolder
+from pipeline.watcher.serving.lock import serving_lock
 from schemas.registry import ModelRecord
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.build_step import run_build
+from pipeline.watcher.serving.build_step import run_build
 
 LEAVES_ONE_BEHIND = """
 import pathlib, subprocess, sys, time

@@ -13,8 +13,8 @@ from onnx import helper
 
 from pipeline.core.model_config import config_text, findings, parse_config, signature
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.completion import Graph, GraphTensor, completed, graph_findings
-from pipeline.watcher.onnx_graph import read_graph
+from pipeline.watcher.repository.completion import Graph, GraphTensor, completed, graph_findings
+from pipeline.watcher.repository.onnx_graph import read_graph
 from tests.watcher.folders import onnx_bytes
 
 GRAPH = Graph((GraphTensor("x", "FP32", (None, 2)),), (GraphTensor("y", "INT64", (None, 3, None)),))

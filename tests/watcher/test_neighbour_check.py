@@ -20,7 +20,7 @@ from pipeline.core.model_config import (
     without_batching,
 )
 from pipeline.errors import InvalidTensor, ModelFailed, ModelNotReady, ServerUnavailable
-from pipeline.watcher.neighbour_check import (
+from pipeline.watcher.fleet.neighbour_check import (
     NeighbourLimits,
     NeighbourVerdict,
     check_neighbours,
@@ -29,11 +29,11 @@ from pipeline.watcher.neighbour_check import (
     versions_to_check,
     with_earlier_verdicts,
 )
-from pipeline.watcher.neighbour_rows import companies, difference, rows_of_sample, rows_of_signature
-from pipeline.watcher.sample import Sample, SampleRequest, read_sample
-from pipeline.watcher.serving import ServingFolder, StagedModel
-from pipeline.watcher.triton_control import TritonControl
-from pipeline.watcher.version_store import StoredFiles
+from pipeline.watcher.fleet.neighbour_rows import companies, difference, rows_of_sample, rows_of_signature
+from pipeline.watcher.fleet.triton_control import TritonControl
+from pipeline.watcher.repository.sample import Sample, SampleRequest, read_sample
+from pipeline.watcher.serving.folder import ServingFolder, StagedModel
+from pipeline.watcher.serving.version_store import StoredFiles
 from schemas.registry import ModelSignature, TensorSpec
 from schemas.tensor import DATATYPES, Tensor, check_raw, from_numpy, to_numpy
 from tests.models.folders import MODEL_REPOSITORY

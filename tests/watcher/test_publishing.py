@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.publishing import Published, PublishRefused, publish
-from pipeline.watcher.repository import scan
-from pipeline.watcher.version_scan import QuietTime
+from pipeline.watcher.repository.publishing import Published, PublishRefused, publish
+from pipeline.watcher.repository.scan import scan
+from pipeline.watcher.repository.version_scan import QuietTime
 from tests.watcher.folders import onnx_bytes, onnx_model, python_model, tree
 
 
@@ -266,7 +266,7 @@ def test_disk_that_fails_leaves_nothing(repository: Path, source: Path, monkeypa
     def full(_: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("pipeline.watcher.publishing.sync_file", full)
+    monkeypatch.setattr("pipeline.watcher.repository.publishing.sync_file", full)
     with pytest.raises(OSError, match="space"):
         publish(repository, source, "m")
     assert list(repository.iterdir()) == []
@@ -275,7 +275,7 @@ def test_disk_that_fails_leaves_nothing(repository: Path, source: Path, monkeypa
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.watcher import publishing
+from pipeline.watcher.repository import publishing
 publishing.sync_file = lambda path: os.kill(os.getpid(), signal.SIGKILL)
 publishing.publish(Path(sys.argv[1]), Path(sys.argv[2]), "m")
 """

@@ -14,11 +14,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from pipeline.adapters.models_topic import ModelsFollower, read_models
 from pipeline.errors import TopicError
-from pipeline.watcher.fleet_check import CheckLimits
+from pipeline.watcher.fleet.check import CheckLimits
+from pipeline.watcher.fleet.triton_control import ModelControlOff, TritonControl
 from pipeline.watcher.report import RegistrationReport
 from pipeline.watcher.repository_pass import register_models
-from pipeline.watcher.serving import ServingFolder
-from pipeline.watcher.triton_control import ModelControlOff, TritonControl
+from pipeline.watcher.serving.folder import ServingFolder
 from schemas.registry import ModelRecord
 from tests.watcher.adding_models import ADDS, FAILS, adding_model, write_sample
 from tests.watcher.folders import onnx_bytes, onnx_model, python_model, tree

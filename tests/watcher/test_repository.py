@@ -11,10 +11,10 @@ import pytest
 
 from pipeline.core.completeness import ManifestEntry
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.manifest import manifest_text
-from pipeline.watcher.repository import check_repository, scan
-from pipeline.watcher.version_checks import completed_config
-from pipeline.watcher.version_scan import QuietTime
+from pipeline.watcher.repository.manifest import manifest_text
+from pipeline.watcher.repository.scan import check_repository, scan
+from pipeline.watcher.repository.version_checks import completed_config
+from pipeline.watcher.repository.version_scan import QuietTime
 from tests.watcher.folders import PYTHON_CONFIG, onnx_bytes, onnx_model, python_model, tree
 
 Break = Callable[[Path], object]
@@ -377,15 +377,15 @@ def test_too_much_of_anything_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     folder = python_model(tmp_path, "n")
     (folder / "1" / "more").write_text("", encoding="utf-8")
     python_model(tmp_path, "o")
-    monkeypatch.setattr("pipeline.watcher.repository.VERSIONS_MAX", 2)
-    monkeypatch.setattr("pipeline.watcher.version_scan.FILES_MAX", 1)
+    monkeypatch.setattr("pipeline.watcher.repository.scan.VERSIONS_MAX", 2)
+    monkeypatch.setattr("pipeline.watcher.repository.version_scan.FILES_MAX", 1)
     found = scan(tmp_path)
     assert [model.name for model in found.models] == ["o"]
     assert [fault.reason for fault in found.faults] == [
         "has 3 versions, a model has 2 at most",
         "has more than 1 files",
     ]
-    monkeypatch.setattr("pipeline.watcher.repository.MODELS_MAX", 2)
+    monkeypatch.setattr("pipeline.watcher.repository.scan.MODELS_MAX", 2)
     with pytest.raises(ModelRepositoryError, match="3 folders"):
         scan(tmp_path)
 

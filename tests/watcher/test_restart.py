@@ -19,14 +19,14 @@ from pipeline.errors import ModelNotReady, ServerUnavailable, SettingsError, Sta
 from pipeline.stack.process import RestartPause, RestartPolicy
 from pipeline.stack.restart import end_triton
 from pipeline.watcher.draft import Wanted
-from pipeline.watcher.fleet_check import CheckLimits, NotRestarted
+from pipeline.watcher.fleet.check import CheckLimits, NotRestarted
+from pipeline.watcher.fleet.restart import Restart
+from pipeline.watcher.fleet.restart_orders import RestartCommand
+from pipeline.watcher.fleet.strategy import by_reload, chosen_update
+from pipeline.watcher.fleet.triton_control import TritonControl
 from pipeline.watcher.registration import ModelRegistration, Registered
-from pipeline.watcher.repository import scan
-from pipeline.watcher.restart import Restart
-from pipeline.watcher.restart_orders import RestartCommand
-from pipeline.watcher.serving import ServingFolder, StagedModel
-from pipeline.watcher.strategy import by_reload, chosen_update
-from pipeline.watcher.triton_control import TritonControl
+from pipeline.watcher.repository.scan import scan
+from pipeline.watcher.serving.folder import ServingFolder, StagedModel
 from schemas.registry import ModelRecord
 from tests.watcher.folders import python_model
 

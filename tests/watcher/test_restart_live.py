@@ -16,12 +16,12 @@ from pipeline.config import WatcherSettings
 from pipeline.stack import PartPhase, PartState, Stack, StackPlan
 from pipeline.stack.process import RestartPolicy
 from pipeline.stack.triton import TritonInstance
-from pipeline.watcher.fleet_check import CheckLimits
+from pipeline.watcher.fleet.check import CheckLimits
+from pipeline.watcher.fleet.restart_orders import LocalRestart
+from pipeline.watcher.fleet.strategy import chosen_update
+from pipeline.watcher.fleet.triton_control import ModelControlOff, TritonControl
 from pipeline.watcher.main import register_once
 from pipeline.watcher.repository_pass import register_models
-from pipeline.watcher.restart_orders import LocalRestart
-from pipeline.watcher.strategy import chosen_update
-from pipeline.watcher.triton_control import ModelControlOff, TritonControl
 from tests.live.asking import Asking, fresh_id, fresh_value
 from tests.live.processes import ProcessGroup
 from tests.live.stack import LiveStack

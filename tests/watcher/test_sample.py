@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.sample import read_sample
+from pipeline.watcher.repository.sample import read_sample
 from schemas.registry import ModelSignature, TensorSpec
 from schemas.tensor import from_numpy
 

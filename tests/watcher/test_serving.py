@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from pipeline.core.model_config import parse_config
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.build_step import run_build
-from pipeline.watcher.model_folder import ModelFolder
-from pipeline.watcher.repository import scan
-from pipeline.watcher.serving import ServingFolder, StagedModel
-from pipeline.watcher.version_checks import completed_config
+from pipeline.watcher.repository.model_folder import ModelFolder
+from pipeline.watcher.repository.scan import scan
+from pipeline.watcher.repository.version_checks import completed_config
+from pipeline.watcher.serving.build_step import run_build
+from pipeline.watcher.serving.folder import ServingFolder, StagedModel
 from tests.watcher.folders import python_model, tree, write_sample
 
 BUILT = 'parameters { key: "built_files" value { string_value: "weights.bin" } }'
@@ -132,7 +132,7 @@ def test_crash_leaves_the_old_tree(repository: Path, serving: ServingFolder, mon
     def die(*_: object) -> None:
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("pipeline.watcher.serving.write_synced", die)
+    monkeypatch.setattr("pipeline.watcher.serving.folder.write_synced", die)
     with pytest.raises(OSError, match="full"):
         serve_all(serving, repository)
     assert tree(serving.path) == before

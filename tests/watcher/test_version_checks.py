@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.core.model_config import parse_config, without_batching
-from pipeline.watcher.version_checks import chosen_backend, config_differences, required_file
+from pipeline.watcher.repository.version_checks import chosen_backend, config_differences, required_file
 
 OURS = """name: "m" backend: "python" max_batch_size: 8
 input [ { name: "x" data_type: TYPE_FP32 dims: [ 2 ] } ] output [ { name: "y" data_type: TYPE_FP32 dims: [ 2 ] } ]

@@ -12,9 +12,9 @@ import pytest
 
 from pipeline.core.model_config import parse_config
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher import version_store
-from pipeline.watcher.serving import ServingFolder
-from pipeline.watcher.version_store import CopyPostponed, StoredFiles, VersionStore, digest_of
+from pipeline.watcher.serving import version_store
+from pipeline.watcher.serving.folder import ServingFolder
+from pipeline.watcher.serving.version_store import CopyPostponed, StoredFiles, VersionStore, digest_of
 from tests.watcher.folders import PYTHON_CONFIG, tree
 
 MIB = 1 << 20

@@ -17,9 +17,9 @@ from pipeline.adapters.models_topic import decode_model_record, read_models
 from pipeline.adapters.topics import create_topics
 from pipeline.config import Settings, WatcherSettings
 from pipeline.errors import ServerUnavailable
+from pipeline.watcher.fleet.triton_control import TritonControl
 from pipeline.watcher.main import Watcher
-from pipeline.watcher.serving import ServingFolder
-from pipeline.watcher.triton_control import TritonControl
+from pipeline.watcher.serving.folder import ServingFolder
 from schemas.control import ModelPromoteCommand
 from schemas.registry import ModelRecord
 from tests.watcher.adding_models import ADDS, FAILS, SLOW, adding_model

@@ -18,13 +18,14 @@ from pipeline.adapters.kafka import client_options
 from pipeline.adapters.topics import create_topics
 from pipeline.config import Settings, WatcherSettings
 from pipeline.errors import InferenceServerError
-from pipeline.watcher import repository_pass, version_store
-from pipeline.watcher.fleet_check import CheckLimits
+from pipeline.watcher import repository_pass
+from pipeline.watcher.fleet.check import CheckLimits
+from pipeline.watcher.fleet.triton_control import TritonControl
 from pipeline.watcher.main import Watcher
 from pipeline.watcher.report import RegistrationReport
 from pipeline.watcher.repository_pass import Places, RepositoryPass
-from pipeline.watcher.serving import ServingFolder
-from pipeline.watcher.triton_control import TritonControl
+from pipeline.watcher.serving import version_store
+from pipeline.watcher.serving.folder import ServingFolder
 from schemas.tensor import Tensor
 from tests.live.stack import LiveStack
 from tests.watcher.adding_models import ADDS, adding_model, ends_server, ends_server_later, pids_in, waits_for

@@ -11,7 +11,7 @@ from typing import IO
 
 from pipeline.errors import StackError
 from pipeline.stack.restart import end_triton
-from pipeline.watcher.fleet_check import NotRestarted
+from pipeline.watcher.fleet.check import NotRestarted
 
 # The end of a command's output that its last line is looked for in.
 _TAIL_BYTES = 4096

@@ -13,9 +13,9 @@ from typing import Protocol
 
 from pipeline.core.model_config import content_mark
 from pipeline.errors import ModelNotReady, ServerUnavailable
-from pipeline.watcher.fleet_check import CheckLimits, NotRestarted
-from pipeline.watcher.serving import StagedModel
-from pipeline.watcher.triton_control import TritonControl
+from pipeline.watcher.fleet.check import CheckLimits, NotRestarted
+from pipeline.watcher.fleet.triton_control import TritonControl
+from pipeline.watcher.serving.folder import StagedModel
 
 logger = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from pipeline.config import Settings
 from pipeline.errors import SettingsError
 from pipeline.stack.restart import serves
 from pipeline.stack.state import read_running
-from pipeline.watcher.fleet_check import CheckLimits, ServerUpdate
-from pipeline.watcher.reload import Reload
-from pipeline.watcher.restart import Restart, RestartOrder
-from pipeline.watcher.restart_orders import LocalRestart, RestartCommand
-from pipeline.watcher.triton_control import TritonControl
+from pipeline.watcher.fleet.check import CheckLimits, ServerUpdate
+from pipeline.watcher.fleet.reload import Reload
+from pipeline.watcher.fleet.restart import Restart, RestartOrder
+from pipeline.watcher.fleet.restart_orders import LocalRestart, RestartCommand
+from pipeline.watcher.fleet.triton_control import TritonControl
 
 MakeUpdate = Callable[[Sequence[TritonControl], CheckLimits], ServerUpdate]
 

@@ -4,8 +4,8 @@ import re
 import unicodedata
 from typing import Literal
 
-from pipeline.watcher.manifest import MANIFEST_NAME
-from pipeline.watcher.model_folder import BUILD_NAME, CONFIG_NAME, SAMPLE_NAME
+from pipeline.watcher.repository.manifest import MANIFEST_NAME
+from pipeline.watcher.repository.model_folder import BUILD_NAME, CONFIG_NAME, SAMPLE_NAME
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,254}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")

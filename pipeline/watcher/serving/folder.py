@@ -22,9 +22,15 @@ from typing import Any
 from pipeline.core.fingerprint import answer_config, fingerprint
 from pipeline.core.model_config import ModelConfig, config_text, parse_config, serving_config, with_content_mark
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.build_step import run_build
-from pipeline.watcher.model_folder import CONFIG_NAME, ModelFolder, VersionFolder
-from pipeline.watcher.version_store import StoredFiles, VersionStore, digest_of, sync_folder, write_synced
+from pipeline.watcher.repository.model_folder import CONFIG_NAME, ModelFolder, VersionFolder
+from pipeline.watcher.serving.build_step import run_build
+from pipeline.watcher.serving.version_store import (
+    StoredFiles,
+    VersionStore,
+    digest_of,
+    sync_folder,
+    write_synced,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from typing import Protocol
 
 from pipeline.core.model_config import checks_latency, signature, without_content_mark
 from pipeline.errors import InferenceServerError, ServerUnavailable
-from pipeline.watcher.neighbour_check import Judged
-from pipeline.watcher.sample import Sample
-from pipeline.watcher.serving import StagedModel
-from pipeline.watcher.triton_control import LoadStillRunning, TritonControl
-from pipeline.watcher.version_checks import config_differences
+from pipeline.watcher.fleet.neighbour_check import Judged
+from pipeline.watcher.fleet.triton_control import LoadStillRunning, TritonControl
+from pipeline.watcher.repository.sample import Sample
+from pipeline.watcher.repository.version_checks import config_differences
+from pipeline.watcher.serving.folder import StagedModel
 from schemas.tensor import Tensor
 
 logger = logging.getLogger(__name__)

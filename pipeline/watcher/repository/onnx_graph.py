@@ -18,7 +18,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.completion import Graph, GraphTensor
+from pipeline.watcher.repository.completion import Graph, GraphTensor
 
 # protobuf's own limit: no ONNX file can have more, and what is beyond lies beside the graph.
 GRAPH_BYTES_MAX = (1 << 31) - 1

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.core.completeness import ManifestEntry
 from pipeline.core.model_config import is_inside
 from pipeline.core.text_lines import json_line
-from pipeline.watcher.model_folder import Fault
+from pipeline.watcher.repository.model_folder import Fault
 
 MANIFEST_NAME = "MANIFEST.json"
 # 10,000 files (repository.py) take 1.5 MB.

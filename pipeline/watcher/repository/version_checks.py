@@ -16,10 +16,10 @@ from pipeline.core.model_config import (
 )
 from pipeline.core.text_lines import indexed, line_of
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.completion import completed, graph_findings
-from pipeline.watcher.model_folder import CONFIG_NAME, Fault, ModelFolder
-from pipeline.watcher.onnx_graph import read_graph
-from pipeline.watcher.sample import read_sample
+from pipeline.watcher.repository.completion import completed, graph_findings
+from pipeline.watcher.repository.model_folder import CONFIG_NAME, Fault, ModelFolder
+from pipeline.watcher.repository.onnx_graph import read_graph
+from pipeline.watcher.repository.sample import read_sample
 
 # What the backend opens where `default_model_filename` is silent. A python model without it hangs Triton 2.51 at its
 # load for ever, so this is checked before any server sees the folder.

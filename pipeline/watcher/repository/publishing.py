@@ -19,13 +19,13 @@ from pathlib import Path
 from pipeline.core.completeness import ManifestEntry
 from pipeline.core.model_config import ModelConfig, ModelConfigError, parse_config
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.manifest import MANIFEST_NAME, manifest_text, sha256_of
-from pipeline.watcher.model_folder import CONFIG_NAME, Fault
-from pipeline.watcher.repository import check_repository, read_model, scan_model, shared_files
-from pipeline.watcher.repository_names import is_hidden, is_left_out, is_temporary, is_version, model_name_fault
-from pipeline.watcher.version_checks import required_file, select_versions
-from pipeline.watcher.version_scan import scan_version, walk
-from pipeline.watcher.version_store import digest_of, sync_file, sync_folder, write_synced
+from pipeline.watcher.repository.manifest import MANIFEST_NAME, manifest_text, sha256_of
+from pipeline.watcher.repository.model_folder import CONFIG_NAME, Fault
+from pipeline.watcher.repository.names import is_hidden, is_left_out, is_temporary, is_version, model_name_fault
+from pipeline.watcher.repository.scan import check_repository, read_model, scan_model, shared_files
+from pipeline.watcher.repository.version_checks import required_file, select_versions
+from pipeline.watcher.repository.version_scan import scan_version, walk
+from pipeline.watcher.serving.version_store import digest_of, sync_file, sync_folder, write_synced
 
 _UNFINISHED = ".publish-"
 # A publisher locks its folder within milliseconds of making it; one that nobody locked for so long was left by a crash.

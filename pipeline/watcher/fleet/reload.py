@@ -3,9 +3,9 @@
 import logging
 
 from pipeline.errors import ServerUnavailable
-from pipeline.watcher.fleet_check import CheckLimits
-from pipeline.watcher.serving import StagedModel
-from pipeline.watcher.triton_control import ModelControlOff, ModelLoadFailed, TritonControl
+from pipeline.watcher.fleet.check import CheckLimits
+from pipeline.watcher.fleet.triton_control import ModelControlOff, ModelLoadFailed, TritonControl
+from pipeline.watcher.serving.folder import StagedModel
 
 logger = logging.getLogger(__name__)
 

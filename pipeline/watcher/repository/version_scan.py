@@ -10,10 +10,17 @@ from pathlib import Path
 from pipeline.core.completeness import FileSeen, Look, Moment, awaited, manifest_gap, next_look
 from pipeline.core.model_config import built_files
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.manifest import read_manifest, wrong_content
-from pipeline.watcher.model_folder import BUILD_NAME, CONFIG_NAME, Fault, ModelFolder, UnfinishedVersion, VersionFolder
-from pipeline.watcher.repository_names import file_name_fault, is_left_out_of_version, is_temporary
-from pipeline.watcher.version_checks import chosen_backend, required_file, version_faults
+from pipeline.watcher.repository.manifest import read_manifest, wrong_content
+from pipeline.watcher.repository.model_folder import (
+    BUILD_NAME,
+    CONFIG_NAME,
+    Fault,
+    ModelFolder,
+    UnfinishedVersion,
+    VersionFolder,
+)
+from pipeline.watcher.repository.names import file_name_fault, is_left_out_of_version, is_temporary
+from pipeline.watcher.repository.version_checks import chosen_backend, required_file, version_faults
 
 # A model of 70 billion parameters in FP32 has 280 GB, in a few hundred files.
 FILES_MAX = 10_000

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.core.text_lines import json_line
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.manifest import invalid_json_line
+from pipeline.watcher.repository.manifest import invalid_json_line
 from schemas.errors import WireError
 from schemas.registry import ModelSignature, TensorSpec
 from schemas.request import InputTensor, Parameters

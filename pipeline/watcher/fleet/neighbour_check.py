@@ -23,10 +23,10 @@ from pipeline.core.model_config import (
     without_batching,
 )
 from pipeline.errors import InferenceServerError, ServerUnavailable
-from pipeline.watcher.neighbour_rows import Row, companies, difference, rows_of_sample, rows_of_signature
-from pipeline.watcher.sample import Sample
-from pipeline.watcher.serving import StagedModel
-from pipeline.watcher.triton_control import TritonControl
+from pipeline.watcher.fleet.neighbour_rows import Row, companies, difference, rows_of_sample, rows_of_signature
+from pipeline.watcher.fleet.triton_control import TritonControl
+from pipeline.watcher.repository.sample import Sample
+from pipeline.watcher.serving.folder import StagedModel
 from schemas.registry import ModelSignature
 from schemas.tensor import Tensor
 

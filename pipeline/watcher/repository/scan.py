@@ -18,9 +18,16 @@ from pathlib import Path
 
 from pipeline.core.model_config import CONFIG_BYTES_MAX, ConfigText, ModelConfigError, findings, parse_config
 from pipeline.errors import ModelRepositoryError
-from pipeline.watcher.completion import completed
-from pipeline.watcher.model_folder import BUILD_NAME, CONFIG_NAME, SAMPLE_NAME, Fault, ModelFolder, RepositoryScan
-from pipeline.watcher.repository_names import (
+from pipeline.watcher.repository.completion import completed
+from pipeline.watcher.repository.model_folder import (
+    BUILD_NAME,
+    CONFIG_NAME,
+    SAMPLE_NAME,
+    Fault,
+    ModelFolder,
+    RepositoryScan,
+)
+from pipeline.watcher.repository.names import (
     beside_versions_fault,
     is_hidden,
     is_left_out,
@@ -28,8 +35,8 @@ from pipeline.watcher.repository_names import (
     is_version,
     model_name_fault,
 )
-from pipeline.watcher.sample import SampleError, read_sample
-from pipeline.watcher.version_checks import (
+from pipeline.watcher.repository.sample import SampleError, read_sample
+from pipeline.watcher.repository.version_checks import (
     REQUIRED_FILE,
     chosen_backend,
     completed_config,
@@ -37,7 +44,15 @@ from pipeline.watcher.version_checks import (
     sample_faults,
     select_versions,
 )
-from pipeline.watcher.version_scan import QuietTime, ScannedVersion, may, scan_version, seen, unsafe, walk
+from pipeline.watcher.repository.version_scan import (
+    QuietTime,
+    ScannedVersion,
+    may,
+    scan_version,
+    seen,
+    unsafe,
+    walk,
+)
 
 # Triton's repository index, and one look of ours, list all of them; a folder with more is no model repository.
 MODELS_MAX = 10_000

@@ -1,0 +1,6 @@
+"""What servers load.
+
+    version_store.py   immutable copies by content, with what a model builds itself (build_step.py)
+    folder.py          the tree that Triton serves, exchanged whole
+    lock.py            one pass at a time
+"""
