@@ -118,11 +118,13 @@ class FakeOrder:
     Attributes:
         orders: the addresses, in turn.
         refusal: what it says instead of restarting.
+        waits: whether it returns when the server is back, as `docker restart` does.
     """
 
     def __init__(self, servers: Iterable[FakeServer]) -> None:
         self.orders: list[str] = []
         self.refusal = ""
+        self.waits = False
         self._servers = {server.address: server for server in servers}
 
     async def restart(self, address: str) -> None:
@@ -132,6 +134,8 @@ class FakeOrder:
         assert away == [], f"{address} is restarted while {away} are away"
         self.orders.append(address)
         self._servers[address].restart()
+        while self.waits and not await self._servers[address].is_live(0):
+            pass
 
 
 class Fleet:
@@ -211,8 +215,13 @@ async def fleet(tmp_path: Path) -> Fleet:
     return made
 
 
-async def test_each_server_is_restarted_once_for_a_version(fleet: Fleet) -> None:
-    """One after the other, each when the one before is back; a pass without news, by anybody, restarts nobody."""
+@pytest.mark.parametrize("waits", [False, True])
+async def test_each_server_is_restarted_once_for_a_version(fleet: Fleet, waits: bool) -> None:
+    """One after the other, each when the one before is back; a pass without news, by anybody, restarts nobody.
+
+    So it is too where an order returns when its server is back.
+    """
+    fleet.order.waits = waits
     fleet.publish("2", "VERSION = 2")
     assert await fleet.register() == {"1": ("unchanged", ""), "2": ("announced", "")}
     assert fleet.order.orders == ["host-0:8001", "host-1:8001", "host-2:8001"]

@@ -107,15 +107,21 @@ class Restart:
             return
         await self._others_answer(server)
         logger.info("%s is restarted: it does not serve what is staged of %s", server.address, model_name)
-        await self._order.restart(server.address)
-        self._awaited.add(server.address)
         limit_s = self._limits.load_timeout_s
         deadline = asyncio.get_running_loop().time() + limit_s
 
         async def gone() -> bool:
             return not await server.is_live(self._limits.live_timeout_s)
 
-        if not await _until(gone, deadline):
+        # It is looked for from now on: an order may return when the server is back, as `docker restart` does.
+        going = asyncio.create_task(_until(gone, deadline))
+        try:
+            await self._order.restart(server.address)
+            self._awaited.add(server.address)
+            was_gone = await going
+        finally:
+            going.cancel()
+        if not was_gone:
             self._awaited.discard(server.address)
             raise NotRestarted(server.address, f"was told to restart, and has not within {limit_s:.0f} s")
         if not await _until(lambda: self._answers(server, model_name), deadline):
