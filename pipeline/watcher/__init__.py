@@ -1,6 +1,8 @@
 """Model repository -> Triton fleet -> `inference.models`.
 
-    repository/          what owners put there, and whether it is whole; nothing here talks to a server
+A pass goes from the first of these to the last:
+
+    repository/          what owners put there, and whether it is whole
     serving/             immutable copies by content, and the tree that servers load, exchanged whole
     fleet/               servers brought to what is staged, by reload or restart, and what they make of it
     registration.py      all of it for one model (draft.py), and what became of each version (report.py)

@@ -1,5 +1,7 @@
 """What owners put into the repository.
 
+Nothing here talks to a server:
+
     changes.py        when another look is worth it
     scan.py           which model folders and versions are whole; faults (model_folder.py, names.py, version_scan.py,
                       manifest.py, version_checks.py)
