@@ -13,7 +13,7 @@ from string import Formatter
 from tomllib import TOMLDecodeError
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, IPvAnyNetwork, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -208,7 +208,26 @@ class GatewaySettings(_Section):
     """The HTTP gateway."""
 
     host: str = "127.0.0.1"
-    port: int = Field(default=8080, ge=0, le=65535)
+    # 8080 unless it is asked for: then the next free one is taken where it is not (`pipeline status` shows which).
+    port: int | None = Field(default=None, ge=0, le=65535)
+    # Requests being read, waited for or answered at a time; past it 429. A waiting one costs 20 KB.
+    max_in_flight: int = Field(default=1000, ge=1)
+    # Bytes of bodies held at a time, inflated ones as they are inflated.
+    max_in_flight_bytes: int = Field(default=256 * MIB, ge=1)
+    # `Prefer: wait=N` and `?wait=N` are cut to this; a proxy before it usually gives up after 60 s.
+    wait_max_s: float = Field(default=55.0, gt=0, le=3600)
+    # A body that takes longer is given up: 8 MiB in 30 s is 2 Mbit/s.
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    # Server-sent events: a comment so often, for proxies that cut what is silent.
+    heartbeat_s: float = Field(default=15.0, gt=0)
+    # How long a stop waits for what is in flight.
+    drain_s: float = Field(default=10.0, ge=0)
+    # Results in Redis live so long; older ones are found in ClickHouse.
+    result_ttl_s: float = Field(default=3600.0, ge=1)
+    # Whose X-Forwarded-For is believed: networks of proxies, CIDR.
+    trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
+    # API keys are needed: None: unless `host` is a loopback address.
+    require_keys: bool | None = None
 
 
 class RetentionSettings(_Section):
@@ -219,11 +238,18 @@ class RetentionSettings(_Section):
 
 
 class WebhookSettings(_Section):
-    """Callbacks: signing secrets by tenant, and where they may go."""
+    """Callbacks: signing secrets by tenant ("" for none), and where they may go."""
 
     secrets: dict[str, tuple[SecretStr, ...]] = Field(default_factory=dict)
-    allowed_networks: tuple[str, ...] = ()
+    # Networks that are not public and may be called all the same.
+    allowed_networks: tuple[IPvAnyNetwork, ...] = ()
     allow_http: bool = False
+    # One attempt, connecting included (Standard Webhooks advises 15-30 s).
+    timeout_s: float = Field(default=15.0, gt=0, le=300)
+    # Calls out at a time, and to one host: a slow receiver never has all of them.
+    max_in_flight: int = Field(default=256, ge=1)
+    max_in_flight_per_host: int = Field(default=8, ge=1)
+    metrics_port: int = Field(default=0, ge=0, le=65535)
 
 
 class Settings(BaseSettings):

@@ -13,6 +13,7 @@
      │   ├─ InvalidTensor        the server refused the tensors; never retried as they are
      │   └─ ModelFailed          the model itself failed
      ├─ EventStoreError          ClickHouse refused or did not answer
+     ├─ ResultStoreError         the store of results refused or did not answer
      └─ InferenceFailed          what `Client.infer` raises for an answer that did not succeed
 
 `schemas.errors.WireError` is the error of a request that cannot be served; its `code` is the code on the wire.
@@ -100,6 +101,10 @@ class EventStoreError(PipelineError):
     def __init__(self, message: str, *, retryable: bool) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+
+class ResultStoreError(PipelineError):
+    """The store of results refused or did not answer; the results topic and the log have all there is."""
 
 
 class InferenceFailed(PipelineError):  # noqa: N818 - a state, not a mistake

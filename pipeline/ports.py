@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from pipeline.core.answer import StoredAnswer
 from pipeline.core.cache_key import CacheScope
 from pipeline.core.response_cache import Cleared
+from pipeline.core.stored_result import Pending, StoredResult
 from schemas.tensor import Tensor
 
 
@@ -161,3 +162,30 @@ class EventStore(Protocol):
         Raises:
             EventStoreError: refused (`retryable` False), or not reached.
         """
+
+
+class ResultStore(Protocol):
+    """Results by request for as long as they are asked for most; the log has them for longer.
+
+    Names are those of `core.stored_result.name_of`. Every method raises ResultStoreError where the store refuses or
+    does not answer in time, and nothing else.
+    """
+
+    async def reserve(self, name: bytes, digest: bytes) -> Pending | StoredResult | None:
+        """Notes a request as pending where nothing is known of it, never over a result.
+
+        Returns:
+            What was there before; None: nothing, it is pending now.
+        """
+
+    async def release(self, name: bytes, digest: bytes) -> None:
+        """Takes back a reservation of this request: it was not accepted after all. A result stays."""
+
+    async def keep(self, results: Sequence[tuple[bytes, StoredResult]]) -> None:
+        """Stores results in the order of their log: the first of a name wins, in place of a pending one."""
+
+    async def find(self, names: Sequence[bytes]) -> list[Pending | StoredResult | None]:
+        """What is known of each; None: nothing."""
+
+    async def close(self) -> None:
+        """Ends the connections. Idempotent."""

@@ -25,6 +25,7 @@ LAYERS = [
     {"pipeline.flights"},
     {"pipeline.engine"},
     {"pipeline.worker", "pipeline.sink", "pipeline.watcher", "pipeline.client", "pipeline.stack"},
+    {"pipeline.gateway", "pipeline.webhooks"},
     {"pipeline.bench"},
     {"pipeline.cli"},
 ]
@@ -41,6 +42,9 @@ ONLY_IN = {
     # The protobuf messages of model configurations are data; the core reads them.
     "tritonclient": ("pipeline/adapters/triton.py", "pipeline/watcher/", "pipeline/core/", "pipeline/bench/"),
     "clickhouse_connect": ("pipeline/adapters/clickhouse.py",),
+    "fastapi": ("pipeline/gateway/",),
+    "starlette": ("pipeline/gateway/",),
+    "uvicorn": ("pipeline/gateway/",),
     # `pipeline status` asks for a PONG.
     "redis": ("pipeline/adapters/redis", "pipeline/bench/"),
 }
