@@ -14,7 +14,7 @@ One request's way, and where it is written down:
                             adapters/triton.py    the call
                           core/answer.py        answer -> result record and event lines
                           worker/publisher.py   results, then events, then the offset
-    inference.results  ── client/               `Client.infer`, `Client.submit`
+    inference.results  ── client/               `Client`, `HttpClient`, `SyncClient`: infer, submit, map
     inference.events   ── sink/                 rows in ClickHouse
 
 The listing is the import order: schemas <- core <- ports <- engine | adapters <- worker, sink, watcher, client,
@@ -24,15 +24,15 @@ stack, bench <- cli.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pipeline.client.client import Client
+    from pipeline.client import Client, HttpClient, SyncClient
 
-__all__ = ["Client"]
+__all__ = ["Client", "HttpClient", "SyncClient"]
 
 
 def __getattr__(name: str) -> object:
     """`from pipeline import Client`, loaded when asked for: `pipeline --help` needs no Kafka library."""
-    if name == "Client":
-        from pipeline.client.client import Client
+    if name in __all__:
+        from pipeline import client
 
-        return Client
+        return getattr(client, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

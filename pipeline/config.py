@@ -8,6 +8,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from string import Formatter
 from tomllib import TOMLDecodeError
@@ -238,8 +239,9 @@ class RetentionSettings(_Section):
 
 
 class WebhookSettings(_Section):
-    """Callbacks: signing secrets by tenant ("" for none), and where they may go."""
+    """Callbacks: signing secrets by tenant ("" for none), where they may go, and when they are tried again."""
 
+    # The first signs and is the current one; one behind it signs too, until receivers have replaced it.
     secrets: dict[str, tuple[SecretStr, ...]] = Field(default_factory=dict)
     # Networks that are not public and may be called all the same.
     allowed_networks: tuple[IPvAnyNetwork, ...] = ()
@@ -249,7 +251,23 @@ class WebhookSettings(_Section):
     # Calls out at a time, and to one host: a slow receiver never has all of them.
     max_in_flight: int = Field(default=256, ge=1)
     max_in_flight_per_host: int = Field(default=8, ge=1)
+    # Bodies of callbacks in hand: 8 of 8 MiB. One host has a quarter of it at most, or one body.
+    max_in_flight_bytes: int = Field(default=64 * MIB, ge=1)
+    # Waits between attempts, 75 hours in all (Standard Webhooks' example).
+    retry_delays_s: tuple[Annotated[float, Field(gt=0)], ...] = (
+        5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400,
+    )  # fmt: skip
+    # How long records stay in each delay tier, a topic each, named after it: six make every wait above out of four
+    # stays or fewer, jitter aside. What waits in a tier that is not in this list any more is not read.
+    tiers_s: tuple[Annotated[float, Field(ge=0.001, le=86_400)], ...] = (5, 30, 300, 1800, 7200, 21_600)
     metrics_port: int = Field(default=0, ge=0, le=65535)
+
+    @field_validator("tiers_s")
+    @classmethod
+    def _is_ascending(cls, tiers_s: tuple[float, ...]) -> tuple[float, ...]:
+        if not tiers_s or any(later < sooner + 0.001 for sooner, later in pairwise(tiers_s)):
+            raise ValueError(f"{list(tiers_s)} is no list of seconds, the shortest first and each longer than the last")
+        return tiers_s
 
 
 class Settings(BaseSettings):

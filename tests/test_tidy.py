@@ -30,21 +30,26 @@ LAYERS = [
     {"pipeline.cli"},
 ]
 # Every adapter makes its Kafka clients in one place, and its Redis clients in another.
-SHARED_ADAPTERS = {"pipeline.adapters.kafka", "pipeline.adapters.redis_connection"}
+SHARED_ADAPTERS = {
+    "pipeline.adapters.kafka",
+    "pipeline.adapters.compacted_topic",
+    "pipeline.adapters.redis_connection",
+}
 # The core computes. Types and pure conversions of these modules are no I/O and no clock.
 CORE_MODULES = {"asyncio", "os", "time", "socket", "threading", "subprocess", "random", "uuid", "secrets", "pathlib"}
 CORE_ALLOWED = {("time", "gmtime"), ("time", "strftime"), ("random", "Random"), ("uuid", "UUID")}
+TRITON_ADAPTERS = ("pipeline/adapters/triton.py", "pipeline/adapters/triton_metadata.py")
 ONLY_IN = {
     "faust": ("pipeline/worker/",),
     "mode": ("pipeline/worker/",),
     # The benchmarks' yardsticks are raw loops on the libraries themselves.
-    "grpc": ("pipeline/adapters/triton.py", "pipeline/watcher/", "pipeline/bench/"),
+    "grpc": (*TRITON_ADAPTERS, "pipeline/watcher/", "pipeline/bench/"),
     # The protobuf messages of model configurations are data; the core reads them.
-    "tritonclient": ("pipeline/adapters/triton.py", "pipeline/watcher/", "pipeline/core/", "pipeline/bench/"),
+    "tritonclient": (*TRITON_ADAPTERS, "pipeline/watcher/", "pipeline/core/", "pipeline/bench/"),
     "clickhouse_connect": ("pipeline/adapters/clickhouse.py",),
-    "fastapi": ("pipeline/gateway/",),
+    "fastapi": ("pipeline/gateway/", "pipeline/bench/"),
     "starlette": ("pipeline/gateway/",),
-    "uvicorn": ("pipeline/gateway/",),
+    "uvicorn": ("pipeline/gateway/", "pipeline/bench/"),
     # `pipeline status` asks for a PONG.
     "redis": ("pipeline/adapters/redis", "pipeline/bench/"),
 }

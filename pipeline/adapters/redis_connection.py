@@ -237,11 +237,20 @@ class RedisGate:
         rng: the pauses' jitter.
         clock: this process's time.
         errors: are counted here, by kind.
+        meanwhile: what is done instead, for the log.
     """
 
-    def __init__(self, closed: str, rng: random.Random, clock: Clock, errors: dict[tuple[str, ...], int]) -> None:
+    def __init__(
+        self,
+        closed: str,
+        rng: random.Random,
+        clock: Clock,
+        errors: dict[tuple[str, ...], int],
+        meanwhile: str = "answers are computed instead",
+    ) -> None:
         self.breaker = CircuitBreaker(BreakerPolicy(), rng.random)
         self._closed = closed
+        self._meanwhile = meanwhile
         self._clock = clock
         self._errors = errors
         self._since = 0.0
@@ -269,7 +278,7 @@ class RedisGate:
     def _tell(self, was: Circuit, now: float, cause: str) -> None:
         if was is Circuit.CLOSED and self.breaker.state is not Circuit.CLOSED:
             self._since = now
-            _log.warning("%s, tried again until it answers; answers are computed instead: %s", self._closed, cause)
+            _log.warning("%s, tried again until it answers; %s: %s", self._closed, self._meanwhile, cause)
 
 
 def _split(settings: RedisSettings) -> SplitResult:

@@ -15,6 +15,7 @@ from aiokafka.errors import CommitFailedError, KafkaError, for_code
 
 from pipeline.adapters.kafka import answered_in_time, client_options
 from pipeline.config import MIB, Settings
+from pipeline.core.webhook_schedule import tier_name
 from pipeline.errors import TopicError
 
 # Around a record's value: 61 bytes of batch header, a key of 32, our own headers under 1 kB. Other producers' headers
@@ -29,6 +30,7 @@ _TIMEOUT_MAX_MS = 7 * _DAY_MS
 _RESULTS_RETENTION_MS = _REQUESTS_RETENTION_MS + _TIMEOUT_MAX_MS + _DAY_MS
 _EVENTS_RETENTION_MS = 14 * _DAY_MS  # how long ClickHouse may be down without a lost row
 _DEAD_LETTER_RETENTION_MS = 30 * _DAY_MS
+_WEBHOOKS_RETENTION_MS = 7 * _DAY_MS  # how long nobody may deliver without a lost callback; a stay in a tier is hours
 # A worker reads commands as they come; one that was paused for longer finds that it has missed some.
 _CONTROL_RETENTION_MS = 3_600_000
 _FOREVER = "-1"
@@ -90,6 +92,11 @@ class TopicsReport:
     started_partitions: tuple[int, ...]
 
 
+def webhook_topics(settings: Settings) -> dict[str, float]:
+    """The topics of callbacks without their prefix, each with the seconds that records wait in it: 0, or a tier's."""
+    return {"webhooks": 0.0} | {f"webhooks.{tier_name(tier_s)}": tier_s for tier_s in settings.webhooks.tiers_s}
+
+
 def plan_topics(settings: Settings, request_partitions: int, replicas: int) -> tuple[TopicPlan, ...]:
     """What every topic must be.
 
@@ -136,9 +143,14 @@ def plan_topics(settings: Settings, request_partitions: int, replicas: int) -> t
         plan("chunks", request_partitions, record, _DAY_MS),
         plan("replies", kafka.reply_partitions, record, _DAY_MS),
         plan("events", kafka.event_partitions, events, _EVENTS_RETENTION_MS),
-        # One partition: a reader of all models follows one order.
-        plan("models", 1, MIB, None),
+        # One partition: a reader of all of it follows one order. Keys are API keys, as digests.
+        *(plan(name, 1, MIB, None) for name in ("models", "keys")),
         plan("dead-letter", kafka.event_partitions, dead_letter, _DEAD_LETTER_RETENTION_MS),
+        *(
+            # Cut by size, a tier would lose callbacks that wait.
+            plan(name, request_partitions, record, _WEBHOOKS_RETENTION_MS, retention_bytes=_FOREVER)
+            for name in webhook_topics(settings)
+        ),
         # A segment that is written to is not deleted: it is closed as often as its records' time is up.
         plan(
             "control",

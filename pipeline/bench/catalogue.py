@@ -40,6 +40,7 @@ Benchmark = Alone | OnServers
 
 def _benchmarks() -> tuple[Benchmark, ...]:
     from pipeline.bench import (
+        gateway,
         hit_latency,
         hit_throughput,
         large,
@@ -84,6 +85,7 @@ def _benchmarks() -> tuple[Benchmark, ...]:
         OnServers("triton", ("triton.swap_failures", "triton.swap_p99"), swap.measure, models=digits, tritons=2),
         OnServers("hit", ("hit.throughput", "hit.cpu"), hit_throughput.measure, models=digits, tritons=1),
         OnServers("hit", ("hit.latency_p50", "hit.latency_p99"), hit_latency.measure, models=digits, tritons=1),
+        OnServers("gateway", ("gateway.hit_p50", "gateway.hit_p99"), gateway.measure, models=digits, tritons=1),
         OnServers("sink", ("sink.throughput",), sink_rows.measure, clickhouse=True),
         *[
             OnServers(

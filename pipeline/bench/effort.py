@@ -18,6 +18,8 @@ class Effort:
         latency_pairs: pairs of latency phases.
         latency_seconds: of one phase.
         latency_rate: requests per second.
+        gateway_rate: requests per second over HTTP.
+        gateway_distinct: distinct tensors among them.
         miss_requests: requests of one miss round.
         miss_pairs: pairs of miss rounds.
         miss_calls: single calls for the latency of a miss.
@@ -54,6 +56,8 @@ class Effort:
     latency_pairs: int = 3
     latency_seconds: float = 8.0
     latency_rate: int = 500
+    gateway_rate: int = 200
+    gateway_distinct: int = 200
     miss_requests: int = 12_800
     miss_pairs: int = 7
     miss_calls: int = 1000

@@ -140,7 +140,7 @@ def _rules(headers: "Headers", *, force: bool) -> "RetryRules":
     from pipeline.client.retries import RetryRules
 
     settings = effective_settings()
-    return RetryRules(settings.topic("requests"), settings.topic("events"), headers, force)
+    return RetryRules(settings.topic("requests"), settings.topic("events"), settings.topic("webhooks"), headers, force)
 
 
 async def _retry(
@@ -185,7 +185,7 @@ def _retry_topics(rules: "RetryRules") -> "RetryTopics":
     settings = effective_settings()
     return RetryTopics(
         client_options(settings.kafka),
-        (rules.requests_topic, rules.events_topic),
+        (rules.requests_topic, rules.events_topic, rules.webhooks_topic),
         record_bytes_max=settings.limits.event_record_bytes,
     )
 

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import aiohttp
+
 from pipeline.adapters.topics import create_topics
 from pipeline.cli.context import child_environment, with_endpoints
 from pipeline.config import Settings
+from pipeline.errors import SettingsError
+from pipeline.gateway.main import DEFAULT_PORT, url_of
 from pipeline.sink.migrations.runner import migrate
 from pipeline.stack import Stack, StackPlan
-from pipeline.stack.ports import PortBook
+from pipeline.stack.ports import PortBook, is_port_free
 from pipeline.stack.probes import answers_http_ok
 from pipeline.watcher.main import register_once
 from pipeline.watcher.report import RegistrationReport
@@ -26,10 +30,13 @@ Tell = Callable[[str], None]
 _WORKER_PORT = 9101
 _SINK_PORT = 9191
 _WATCHER_PORT = 9291
+_WEBHOOKS_PORT = 9391
 # A worker joins its group, reads the models topic and takes its partitions: 3 s on a busy machine.
 _READY_TIMEOUT_S = 60.0
 # Its misses in flight get 5 s, then results and events are confirmed.
 _STOP_TIMEOUT_S = 15.0
+# One small question on this machine.
+_PROBE_TIMEOUT = aiohttp.ClientTimeout(total=2.0)
 
 
 def plan_stack(settings: Settings) -> StackPlan:
@@ -80,6 +87,7 @@ async def start_all(stack: Stack, settings: Settings, workers: int, tell: Tell, 
     full = with_endpoints(settings, await stack.start_servers())
     await asyncio.gather(_prepare_kafka(full, tell), _prepare_clickhouse(full, tell))
     await _start_processes(stack, full, workers, with_sink=with_sink)
+    tell(f"gateway: {stack.endpoints.other['gateway']}")
     stack.set_started()
     return full
 
@@ -103,10 +111,13 @@ async def _start_processes(stack: Stack, settings: Settings, workers: int, *, wi
     parts = [(f"worker-{index}", "worker", _WORKER_PORT + index) for index in range(workers)]
     if with_sink:
         parts.append(("sink", "sink", _SINK_PORT))
-    parts.append(("watcher", "watcher", _WATCHER_PORT))
+    parts += [("watcher", "watcher", _WATCHER_PORT), ("webhooks", "webhooks", _WEBHOOKS_PORT)]
     given = [(name, command, ports.take(f"{name}-metrics", preferred)) for name, command, preferred in parts]
+    gateway_port = _gateway_port(settings, ports)
     ports.save()
-    await asyncio.gather(*(_start_process(stack, settings, *part) for part in given))
+    await asyncio.gather(
+        _start_gateway(stack, settings, gateway_port), *(_start_process(stack, settings, *part) for part in given)
+    )
 
 
 async def _start_process(stack: Stack, settings: Settings, name: str, command: str, port: int) -> None:
@@ -125,6 +136,44 @@ async def _start_process(stack: Stack, settings: Settings, name: str, command: s
         is_ready,
         ready_timeout_s=_READY_TIMEOUT_S,
         stop_timeout_s=_STOP_TIMEOUT_S,
+    )
+
+
+def _gateway_port(settings: Settings, ports: PortBook) -> int:
+    """The port asked for, else the one of last time, 8080, or the next free one.
+
+    Raises:
+        SettingsError: the port asked for is taken.
+    """
+    port = settings.gateway.port
+    if not port:
+        return ports.take("gateway", DEFAULT_PORT)
+    if not is_port_free(port):
+        raise SettingsError(f"setting PIPELINE_GATEWAY__PORT is {port}: another process listens there")
+    return port
+
+
+async def _start_gateway(stack: Stack, settings: Settings, port: int) -> None:
+    url = url_of(settings.gateway.host, port)
+
+    async def is_ready() -> bool:
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=_PROBE_TIMEOUT) as session,
+                session.get(f"{url}/health/ready") as response,
+            ):
+                return response.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    stack.set_endpoint("gateway", url)
+    await stack.add_process(
+        "gateway",
+        (sys.executable, "-m", "pipeline", "gateway"),
+        child_environment(settings) | {"PIPELINE_GATEWAY__PORT": str(port)},
+        is_ready,
+        ready_timeout_s=_READY_TIMEOUT_S,
+        stop_timeout_s=settings.gateway.drain_s + _STOP_TIMEOUT_S,
     )
 
 

@@ -10,7 +10,22 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from pipeline.cli import bench, cache, dead_letter, demo, doctor, models, processes, sql, status, submit, topics, up
+from pipeline.cli import (
+    bench,
+    cache,
+    dead_letter,
+    demo,
+    doctor,
+    keys,
+    models,
+    processes,
+    sql,
+    status,
+    submit,
+    topics,
+    up,
+    webhooks,
+)
 
 
 class _OneLineErrors(TyperGroup):
@@ -60,9 +75,11 @@ demo.add_to(app)
 up.add_to(app)
 status.add_to(app)
 processes.add_to(app)
+webhooks.add_to(app)
 submit.add_to(app)
 sql.add_to(app)
 topics.add_to(app)
+keys.add_to(app)
 cache.add_to(app)
 dead_letter.add_to(app)
 models.add_to(app)

@@ -1,4 +1,4 @@
-"""`worker`, `sink` and `watcher`: one process each, in the foreground, until SIGTERM or Ctrl-C."""
+"""`worker`, `gateway`, `sink` and `watcher`: one process each, in the foreground, until SIGTERM or Ctrl-C."""
 
 import asyncio
 import os
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 def add_to(app: typer.Typer) -> None:
     """Adds this module's commands."""
     app.command(epilog="Example: PIPELINE_WORKER__MAX_IN_FLIGHT=512 pipeline worker")(worker)
+    app.command(epilog="Example: PIPELINE_GATEWAY__PORT=9000 pipeline gateway")(gateway)
     app.command(epilog="Example: PIPELINE_SINK__BATCH_WAIT_S=0.2 pipeline sink")(sink)
     app.command(epilog="Example: PIPELINE_WATCHER__INTERVAL_S=1 pipeline watcher")(watcher)
 
@@ -25,6 +26,15 @@ def worker() -> None:
 
     log_to_stderr()
     raise typer.Exit(run_worker(effective_settings()))
+
+
+def gateway() -> None:
+    """Take requests over HTTP and hand results out, on 127.0.0.1:8080 by default. Start as many as there is work."""
+    from pipeline.cli.context import effective_settings, log_to_stderr
+    from pipeline.gateway.main import run_gateway
+
+    log_to_stderr()
+    raise typer.Exit(run_gateway(effective_settings()))
 
 
 def sink() -> None:

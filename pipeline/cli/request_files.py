@@ -1,4 +1,7 @@
-"""Files of requests: JSON lines, rows of an array, lines of text. Each becomes a record, or the reason why not."""
+"""Files of requests: JSON lines, rows of an array, lines of text. Each becomes a record, or the reason why not.
+
+Rows of CSV: `pipeline/cli/csv_file.py`.
+"""
 
 import asyncio
 import threading
@@ -7,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
-from pipeline.client.records import RequestRecord, build_record, record_from_json
+from pipeline.client.records import Inputs, RequestRecord, build_record, record_from_json
 from pipeline.errors import PipelineError
 from schemas.errors import WireError
 from schemas.tensor import Tensor
@@ -37,8 +40,9 @@ class Target:
         model_name: the model.
         model_version: None for the one served by default.
         input_name: the model's input that a row or a line is for.
-        enable_cache: False: neither read, nor stored, nor coalesced. For JSON lines None leaves each line's own switch.
+        enable_cache: False: neither read, nor stored, nor coalesced.
         timeout_ms: past it a request is not executed any more.
+        callback: where answers are delivered to, too.
     """
 
     model_name: str
@@ -46,13 +50,15 @@ class Target:
     model_version: str | None = None
     enable_cache: bool = True
     timeout_ms: int | None = None
+    callback: str | None = None
 
 
 Records = Iterator[RequestRecord | BadLine]
 # What a thread reads ahead of the sender.
 _READ_AHEAD = 64
 
-Ids = Callable[[], str]
+# The id of a line: its number, from 1, and its content.
+Ids = Callable[[int, bytes], str]
 Now = Callable[[], float]
 
 
@@ -101,26 +107,30 @@ async def as_they_come(records: Records) -> AsyncIterator[RequestRecord | BadLin
         yield item
 
 
-def from_json_lines(lines: BinaryIO, fresh_id: Ids, now: Now, *, enable_cache: bool | None) -> Records:
-    """One request record per line; empty lines are skipped."""
+def from_json_lines(
+    lines: BinaryIO, id_of: Ids, now: Now, *, enable_cache: bool | None, callback: str | None = None
+) -> Records:
+    """One request record per line; empty lines are skipped. None leaves each line's own switch, and its callback."""
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        text = line.strip()
+        if not text:
             continue
-        build = partial(record_from_json, line.strip(), fresh_id(), now=now(), enable_cache=enable_cache)
-        yield _or_bad_line(number, build)
+        request_id = id_of(number, text)
+        build = partial(record_from_json, text, request_id, now=now(), enable_cache=enable_cache, callback=callback)
+        yield record_or_bad_line(number, build)
 
 
-def from_text_lines(lines: BinaryIO, target: Target, fresh_id: Ids, now: Now) -> Records:
+def from_text_lines(lines: BinaryIO, target: Target, id_of: Ids, now: Now) -> Records:
     """One text per line, as a BYTES input of shape [1, 1]; empty lines are skipped."""
     for number, line in enumerate(lines, start=1):
         text = line.rstrip(b"\r\n")
         if not text:
             continue
         tensor = Tensor(target.input_name, "BYTES", (1, 1), len(text).to_bytes(4, "little") + text)
-        yield _or_bad_line(number, partial(_build, target, tensor, fresh_id, now))
+        yield record_or_bad_line(number, partial(build_for, target, tensor, id_of(number, text), now))
 
 
-def from_rows(file: BinaryIO, name: str, target: Target, fresh_id: Ids, now: Now) -> Records:
+def from_rows(file: BinaryIO, name: str, target: Target, id_of: Ids, now: Now) -> Records:
     """One request per row of a `.npy` array's first axis, which becomes a batch of one.
 
     Raises:
@@ -132,24 +142,32 @@ def from_rows(file: BinaryIO, name: str, target: Target, fresh_id: Ids, now: Now
         raise InputFileError(f"{name}: not a .npy file that can be read: {error}") from error
     if not isinstance(array, np.ndarray) or array.ndim == 0:
         raise InputFileError(f"{name}: an array with at least one axis is needed: its rows become requests")
-    for number in range(len(array)):
-        row = array[number : number + 1]
-        yield _or_bad_line(number + 1, partial(_build, target, row, fresh_id, now))
+    for number in range(1, len(array) + 1):
+        row = array[number - 1 : number]
+        request_id = id_of(number, row.tobytes())
+        yield record_or_bad_line(number, partial(build_for, target, {target.input_name: row}, request_id, now))
 
 
-def _build(target: Target, given: "Tensor | np.ndarray[Any, Any]", fresh_id: Ids, now: Now) -> RequestRecord:
+def build_for(target: Target, inputs: "Inputs | Tensor", request_id: str, now: Now) -> RequestRecord:
+    """A record that asks the target for these inputs.
+
+    Raises:
+        WireError: it is no valid request.
+    """
     return build_record(
-        fresh_id(),
+        request_id,
         target.model_name,
-        [given] if isinstance(given, Tensor) else {target.input_name: given},
+        [inputs] if isinstance(inputs, Tensor) else inputs,
         now=now(),
         model_version=target.model_version,
         enable_cache=target.enable_cache,
         timeout_ms=target.timeout_ms,
+        callback=target.callback,
     )
 
 
-def _or_bad_line(number: int, build: Callable[[], RequestRecord]) -> RequestRecord | BadLine:
+def record_or_bad_line(number: int, build: Callable[[], RequestRecord]) -> RequestRecord | BadLine:
+    """A line's record, or its number and what is wrong with it."""
     try:
         return build()
     except WireError as error:

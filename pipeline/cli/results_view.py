@@ -1,16 +1,19 @@
 """Following the results topic for a person or a program."""
 
 import sys
-from dataclasses import dataclass
+from contextlib import aclosing
 
 from pipeline.adapters.kafka import client_options
 from pipeline.cli.console import cell_text, show
 from pipeline.cli.context import effective_settings
 from pipeline.cli.submission import result_line
 from pipeline.client.pending import ResultRecord
-from pipeline.client.results import KafkaResults, header
-from schemas.result import InferenceResult, decode_result
+from pipeline.client.result_stream import Wanted, first_results
+from pipeline.client.results import KafkaResults
+from schemas.result import InferenceResult
 from schemas.tensor import element_count, to_numpy
+
+__all__ = ["Wanted", "follow"]
 
 # Wide enough for a UUID, a time of day, "sentences 12", "succeeded", "coalesced".
 _LINE = "{time:<15} {id:<36} {model:<16} {status:<9} {cache:<9} {ms:>8}  {outputs}"
@@ -18,34 +21,8 @@ _OUTPUT_CHARS_MAX = 60
 _ELEMENTS_SHOWN = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which results are shown; None for any, and for no end."""
-
-    model_name: str | None = None
-    status: str | None = None
-    request_id: str | None = None
-    limit: int | None = None
-
-    def may_want(self, record: ResultRecord) -> bool:
-        """Whether a record has to be parsed at all, by its headers; one without them has to."""
-        for text, name in ((self.request_id, "ce_id"), (self.model_name, "ce_subject")):
-            found = header(record.headers, name)
-            if text is not None and found is not None and found != text.encode():
-                return False
-        return True
-
-    def wants(self, answer: InferenceResult) -> bool:
-        """Whether an answer is shown."""
-        return (
-            self.model_name in (None, answer.model_name)
-            and self.status in (None, answer.status)
-            and self.request_id in (None, answer.id)
-        )
-
-
-async def follow(wanted: Wanted, *, from_beginning: bool, as_json: bool) -> None:
-    """Shows results until the limit, or until it is cancelled.
+async def follow(wanted: Wanted, *, limit: int | None, from_beginning: bool, as_json: bool) -> None:
+    """Shows results until the limit, or until it is cancelled; of each id the first, for that is its answer.
 
     Raises:
         PipelineError: Kafka does not answer, or the topic does not exist.
@@ -58,27 +35,14 @@ async def follow(wanted: Wanted, *, from_beginning: bool, as_json: bool) -> None
         if not as_json:
             show(_LINE.format(time="completed", id="id", model="model", status="status", cache="cache", ms="ms",
                               outputs="outputs"), style="bold")  # fmt: skip
-        while True:
-            for record in await topic.read():
-                if not wanted.may_want(record):
-                    continue
-                answer = _decoded(record)
-                if answer is None or not wanted.wants(answer):
-                    continue
+        async with aclosing(first_results(topic, wanted)) as found:
+            async for record, answer in found:
                 _print(record, answer, as_json=as_json)
                 shown += 1
-                if shown == wanted.limit:
+                if shown == limit:
                     return
     finally:
         await topic.stop()
-
-
-def _decoded(record: ResultRecord) -> InferenceResult | None:
-    try:
-        return decode_result(record.value, record.headers)
-    except ValueError as error:
-        print(f"partition {record.partition}, offset {record.offset}: no result record: {error}", file=sys.stderr)
-        return None
 
 
 def _print(record: ResultRecord, answer: InferenceResult, *, as_json: bool) -> None:

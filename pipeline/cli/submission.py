@@ -5,17 +5,18 @@ import base64
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterable, Iterator
+from collections.abc import AsyncIterable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pipeline.cli.request_files import BadLine
-from pipeline.client.client import Client
-from pipeline.client.errors import KafkaUnavailable
+from pipeline.client.errors import GatewayRefused, PipelineUnavailable
+from pipeline.client.interface import InferenceClient
 from pipeline.client.pending import ResultRecord
 from pipeline.client.records import RequestRecord
 from pipeline.client.submitted import Submitted
-from pipeline.errors import PipelineError
+from pipeline.errors import InferenceFailed, PipelineError
+from schemas.errors import ErrorCode
 from schemas.result import InferenceResult, decode_result
 from schemas.tensor import json_from_raw
 
@@ -25,6 +26,7 @@ class Tally:
     """What became of the requests so far."""
 
     sent: int = 0
+    skipped: int = 0
     bad_lines: int = 0
     lost: int = 0
     statuses: Counter[str] = field(default_factory=Counter)
@@ -55,11 +57,17 @@ class Tally:
         if answer.error is not None:
             self.codes[answer.error.code] += 1
 
+    def count_refused(self, code: ErrorCode) -> None:
+        """Adds a request that was refused where it was handed in: its answer is its code."""
+        self.statuses["failed"] += 1
+        self.codes[code] += 1
+
     def as_dict(self, *, waited: bool) -> dict[str, Any]:
         """The summary as a program reads it; what is not known without waiting is null."""
         seconds = self.seconds
         return {
             "sent": self.sent,
+            "skipped": self.skipped,
             "succeeded": self.statuses["succeeded"] if waited else None,
             "failed": self.statuses["failed"] + self.statuses["expired"] if waited else None,
             "lost": self.lost,
@@ -93,13 +101,24 @@ class Submission:
         wait: for the answers; otherwise each receipt is reported.
         in_flight_max: requests without an answer at any time.
         timeout_s: for each answer.
+        has_answer: says which ids are not asked, as they were answered before.
     """
 
-    def __init__(self, client: Client, report: Report, *, wait: bool, in_flight_max: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        client: InferenceClient[Submitted],
+        report: Report,
+        *,
+        wait: bool,
+        in_flight_max: int,
+        timeout_s: float,
+        has_answer: Callable[[str], bool] = lambda request_id: False,
+    ) -> None:
         self._client = client
         self._report = report
         self._wait = wait
         self._timeout_s = timeout_s
+        self._has_answer = has_answer
         self._room = asyncio.Semaphore(in_flight_max)
         self._tasks: asyncio.Queue[asyncio.Task[ResultRecord | Submitted] | None] = asyncio.Queue()
         self._tally = Tally()
@@ -108,7 +127,8 @@ class Submission:
         """Sends everything and returns what became of it. A file of any length takes little memory.
 
         Raises:
-            KafkaUnavailable: the connection was lost.
+            PipelineUnavailable: the connection was lost.
+            GatewayRefused: the gateway takes nothing of this caller: a wrong API key, a wrong address.
         """
         sending = asyncio.create_task(self._send(records))
         settling = asyncio.create_task(self._settle())
@@ -131,6 +151,10 @@ class Submission:
                 self._tally.bad_lines += 1
                 self._report.problem(f"line {record.number}: {record.reason}")
                 continue
+            if self._has_answer(record.id):
+                self._tally.skipped += 1
+                self._report.progress(self._tally)
+                continue
             await self._room.acquire()
             self._tasks.put_nowait(asyncio.create_task(self._ask(record)))
             self._tally.sent += 1
@@ -138,15 +162,19 @@ class Submission:
         self._tasks.put_nowait(None)
 
     async def _ask(self, record: RequestRecord) -> ResultRecord | Submitted:
-        submitted = await self._client.submit_record(record, self._timeout_s)
-        return await submitted.record() if self._wait else submitted
+        if self._wait:
+            return await self._client.ask_record(record, self._timeout_s)
+        return await self._client.submit_record(record, self._timeout_s)
 
     async def _settle(self) -> None:
         while (task := await self._tasks.get()) is not None:
             try:
                 self._tell(await task)
-            except KafkaUnavailable:
+            except (PipelineUnavailable, GatewayRefused):
                 raise
+            except InferenceFailed as error:
+                self._tally.count_refused(error.code)
+                self._report.problem(f"request {error.request_id}: {error.code}: {error.message}")
             except PipelineError as error:
                 self._tally.lost += 1
                 self._report.problem(str(error))
@@ -155,8 +183,7 @@ class Submission:
 
     def _tell(self, outcome: ResultRecord | Submitted) -> None:
         if isinstance(outcome, Submitted):
-            receipt = {"id": outcome.id, "partition": outcome.partition, "offset": outcome.offset}
-            self._report.answer(json.dumps(receipt).encode())
+            self._report.answer(json.dumps(outcome.receipt).encode())
             return
         answer = decode_result(outcome.value, outcome.headers)
         self._tally.count(answer)

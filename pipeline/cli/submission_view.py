@@ -27,13 +27,14 @@ class SubmissionView:
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[rate]:.0f}/s  hits {task.fields[hits]}  errors {task.fields[errors]}"),
+            TextColumn("skipped {task.fields[skipped]}"),
             TimeElapsedColumn(),
             console=err(),
             transient=True,
             # Under a person's typing a moving line would be in the way.
             disable=not err().is_terminal or (is_stdin and sys.stdin.isatty()),
         )
-        self._task = self._progress.add_task("requests", total=0, rate=0.0, hits=0, errors=0)
+        self._task = self._progress.add_task("requests", total=0, rate=0.0, hits=0, errors=0, skipped=0)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -54,9 +55,9 @@ class SubmissionView:
         """One answer."""
         if self._answers is not None:
             self._answers.write(line + b"\n")
-            if self._answers is sys.stdout.buffer:
-                # Somebody waits for this line, perhaps to type the next one.
-                self._answers.flush()
+            # Somebody waits for this line, perhaps to type the next one; and what is in a file is not asked again by a
+            # run that takes over from this one.
+            self._answers.flush()
 
     def progress(self, tally: Tally) -> None:
         """The live line."""
@@ -67,4 +68,5 @@ class SubmissionView:
             rate=tally.done / max(tally.seconds, 1e-3),
             hits=tally.cache["hit"],
             errors=tally.failed,
+            skipped=tally.skipped,
         )

@@ -37,7 +37,7 @@ async def _stay_up(settings: "Settings", workers: int, *, with_sink: bool) -> in
     lines = StateLines()
     async with Stack(plan_stack(settings), lines.change) as stack:
         full = await start_all(stack, settings, workers, lines.tell, with_sink=with_sink)
-        _print_ready(full, stack.logs_dir)
+        _print_ready(full, stack.endpoints.other.get("gateway"), stack.logs_dir)
         await stack.wait_stopped()
     lines.tell("everything is stopped")
     return 0 if stack.stop_signal is not None else 1
@@ -61,10 +61,11 @@ class StateLines:
         show(f"{time.strftime('%H:%M:%S')}  {line}", style=style)
 
 
-def _print_ready(settings: "Settings", logs_dir: object) -> None:
+def _print_ready(settings: "Settings", gateway_url: str | None, logs_dir: object) -> None:
     from pipeline.cli.console import program, show
 
     addresses = {
+        "Gateway": gateway_url,
         "Kafka": settings.kafka.bootstrap_servers,
         "Triton": ", ".join(settings.triton.urls or ()),
         "ClickHouse": settings.clickhouse.url,

@@ -7,37 +7,29 @@ async with Client("127.0.0.1:9092") as client:
 
 import asyncio
 import logging
-import time
-from collections.abc import Mapping, Sequence
-from types import TracebackType
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Self
-
-from uuid_utils import uuid7
 
 from pipeline.adapters.kafka import client_options
 from pipeline.client.errors import KafkaUnavailable
+from pipeline.client.interface import InferenceClient, fresh_id
 from pipeline.client.pending import PendingAnswers, ResultRecord
-from pipeline.client.records import Inputs, RequestRecord, build_record
+from pipeline.client.records import RequestRecord
 from pipeline.client.requests import KafkaRequests, RequestsTopic
+from pipeline.client.result_stream import Wanted, first_results
 from pipeline.client.results import KafkaResults, ResultsTopic, header
-from pipeline.client.submitted import Submitted
+from pipeline.client.submitted import SubmittedToKafka
 from pipeline.config import MIB, KafkaSettings, Settings
-from pipeline.errors import InferenceFailed, PipelineError
-from schemas.errors import WireError
-from schemas.result import InferenceResult
+from pipeline.errors import PipelineError
+from schemas.result import InferenceResult, Status
+
+__all__ = ["Client", "fresh_id"]
 
 _log = logging.getLogger(__name__)
 
-# The worker answers EXPIRED when a request's own time is over; that answer is worth a moment more than "nothing came".
-_EXPIRY_GRACE_S = 1.0
 
-
-def fresh_id() -> str:
-    """A UUIDv7: unique, and in the order of time."""
-    return str(uuid7())
-
-
-class Client:
+class Client(InferenceClient[SubmittedToKafka]):
     """Asks for inferences and waits for their answers. Use it as an async context manager, in one event loop.
 
     Args:
@@ -61,10 +53,10 @@ class Client:
         answer_timeout_s: float = 60.0,
         delivery_timeout_s: float = 20.0,
     ) -> None:
+        super().__init__(answer_timeout_s)
         settings = kafka or KafkaSettings(bootstrap_servers=bootstrap_servers, topic_prefix=topic_prefix)
         self._settings = settings
         self._record_bytes_max = record_bytes_max
-        self._answer_timeout_s = answer_timeout_s
         self._delivery_timeout_s = delivery_timeout_s
         self._pending = PendingAnswers(pending_max)
         self._requests: RequestsTopic | None = None
@@ -79,15 +71,13 @@ class Client:
 
     def _topics(self) -> tuple[RequestsTopic, ResultsTopic]:
         """The two topics; tests put scripted ones here."""
-        options = client_options(self._settings)
-        prefix, timeout_s = self._settings.topic_prefix, self._delivery_timeout_s
-        results = KafkaResults(options, f"{prefix}results", timeout_s=timeout_s)
         requests = KafkaRequests(
-            options, f"{prefix}requests", record_bytes_max=self._record_bytes_max, timeout_s=timeout_s
-        )
-        return requests, results
+            client_options(self._settings), f"{self._settings.topic_prefix}requests",
+            record_bytes_max=self._record_bytes_max, timeout_s=self._delivery_timeout_s,
+        )  # fmt: skip
+        return requests, self._results_topic(from_beginning=False)
 
-    async def __aenter__(self) -> Self:
+    async def connect(self) -> None:
         """Connects; results are read from each partition's end, before any request can be sent.
 
         Raises:
@@ -105,12 +95,6 @@ class Client:
             raise
         self._lost = None
         self._reading = asyncio.create_task(self._read(self._results), name="read results")
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
 
     async def close(self) -> None:
         """Disconnects; whoever still waits for an answer is told so. Idempotent."""
@@ -132,98 +116,7 @@ class Client:
             if results is not None:
                 await results.stop()
 
-    async def infer(
-        self,
-        model_name: str,
-        inputs: Inputs,
-        *,
-        model_version: str | int | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        outputs: Sequence[str] | None = None,
-        id: str | None = None,  # noqa: A002 - the protocol's name
-        enable_cache: bool = True,
-        cache_control: str | None = None,
-        tenant: str | None = None,
-        timeout_s: float | None = None,
-        binary: bool | None = None,
-    ) -> InferenceResult:
-        """Asks and waits: `submit`, then `Submitted.result`.
-
-        Raises:
-            InferenceFailed: the answer failed or expired, or the request is not valid; `code` says why.
-            ResultNotReceived: no answer in time.
-            KafkaUnavailable: the connection was lost, or Kafka did not confirm the request.
-        """
-        submitted = await self.submit(
-            model_name,
-            inputs,
-            model_version=model_version,
-            parameters=parameters,
-            outputs=outputs,
-            id=id,
-            enable_cache=enable_cache,
-            cache_control=cache_control,
-            tenant=tenant,
-            timeout_s=timeout_s,
-            binary=binary,
-        )
-        return await submitted.result()
-
-    async def submit(
-        self,
-        model_name: str,
-        inputs: Inputs,
-        *,
-        model_version: str | int | None = None,
-        parameters: Mapping[str, Any] | None = None,
-        outputs: Sequence[str] | None = None,
-        id: str | None = None,  # noqa: A002 - the protocol's name
-        enable_cache: bool = True,
-        cache_control: str | None = None,
-        tenant: str | None = None,
-        timeout_s: float | None = None,
-        binary: bool | None = None,
-    ) -> Submitted:
-        """Sends a request; returns once Kafka has it on all in-sync replicas.
-
-        Args:
-            model_name: the model.
-            inputs: arrays by name, or tensors (`client.records.to_tensors` says which datatype a list becomes).
-            model_version: None for the version served by default when the request runs.
-            parameters: reach the model, and are part of the cache key.
-            outputs: names of the outputs that are wanted; None for all.
-            id: a fresh UUIDv7 unless given; the answer to an id is the first one, so an id is used once.
-            enable_cache: False: neither read, nor stored, nor coalesced.
-            cache_control: RFC 9111 words: no-cache, no-store, max-age=N, only-if-cached.
-            tenant: whose request it is; caches of tenants never meet.
-            timeout_s: past it nothing is executed and the answer is EXPIRED; it bounds the wait for it, too.
-            binary: whether tensors travel as raw bytes; None: above 1 kB.
-
-        Raises:
-            InferenceFailed: the request is not valid, too large, or one too many; `code` says why.
-            KafkaUnavailable: not connected, or not confirmed in time (it may still be taken in).
-        """
-        request_id = id or fresh_id()
-        try:
-            record = build_record(
-                request_id,
-                model_name,
-                inputs,
-                now=time.time(),
-                model_version=model_version,
-                parameters=parameters,
-                outputs=outputs,
-                enable_cache=enable_cache,
-                cache_control=cache_control,
-                tenant=tenant,
-                timeout_ms=None if timeout_s is None else round(timeout_s * 1000),
-                binary=binary,
-            )
-        except WireError as error:
-            raise InferenceFailed(request_id, error.code, error.message) from error
-        return await self.submit_record(record, None if timeout_s is None else timeout_s + _EXPIRY_GRACE_S)
-
-    async def submit_record(self, record: RequestRecord, timeout_s: float | None = None) -> Submitted:
+    async def submit_record(self, record: RequestRecord, timeout_s: float | None = None) -> SubmittedToKafka:
         """Sends a record that was built before (`client.records`). Raises as `submit` does.
 
         Args:
@@ -239,7 +132,44 @@ class Client:
         answer = self._pending.expect(record.id, partition)
         offset = await self._requests.append(record, partition)
         limit_s = self._answer_timeout_s if timeout_s is None else timeout_s
-        return Submitted(record.id, partition, offset, answer, limit_s)
+        return SubmittedToKafka(record.id, partition, offset, answer, limit_s)
+
+    async def results(
+        self,
+        *,
+        model_name: str | None = None,
+        tenant: str | None = None,
+        status: Status | None = None,
+        id: str | None = None,  # noqa: A002 - the protocol's name
+        from_beginning: bool = False,
+    ) -> AsyncGenerator[InferenceResult, None]:
+        """The stream of everybody's results as they come, without end; no consumer group, so nothing is taken away.
+
+        The first result of an id is yielded, later ones are not, as far back as 100,000 results.
+
+        Args:
+            model_name: only this model's.
+            tenant: only this tenant's; "" for those without one.
+            status: only results in this state.
+            id: only this request's.
+            from_beginning: start with the oldest that is kept; else with what comes from now on.
+
+        Raises:
+            KafkaUnavailable: no connection, or it was lost.
+            TopicError: the topic does not exist.
+        """
+        topic = self._results_topic(from_beginning=from_beginning)
+        try:
+            await topic.start()
+            async with aclosing(first_results(topic, Wanted(model_name, status, id, tenant))) as found:
+                async for _, answer in found:
+                    yield answer
+        finally:
+            await topic.stop()
+
+    def _results_topic(self, *, from_beginning: bool) -> ResultsTopic:
+        options, name = client_options(self._settings), f"{self._settings.topic_prefix}results"
+        return KafkaResults(options, name, from_beginning=from_beginning, timeout_s=self._delivery_timeout_s)
 
     async def _read(self, results: ResultsTopic) -> None:
         try:

@@ -83,6 +83,7 @@ def build_record(
     tenant: str | None = None,
     timeout_ms: int | None = None,
     binary: bool | None = None,
+    callback: str | None = None,
 ) -> RequestRecord:
     """The record of one request.
 
@@ -100,6 +101,7 @@ def build_record(
         timeout_ms: from the record's append; past it the answer is EXPIRED.
         binary: whether tensors travel as raw bytes; None: those above `JSON_BYTES_MAX`. What JSON cannot carry always
             does. Outputs are asked for as bytes where inputs are sent so.
+        callback: a URL that the answer is delivered to, too.
 
     Raises:
         WireError: the worker would refuse it; `code` and message say why.
@@ -119,6 +121,7 @@ def build_record(
         "cache_control": cache_control,
         "tenant": tenant,
         "timeout_ms": timeout_ms,
+        "callback": None if callback is None else {"url": callback},
     }
     value = _dumps({name: content for name, content in fields.items() if content is not None})
     binary_headers: Headers = [(_BINARY_HEADER_NAME, b"%d" % len(value))] if tail else []
@@ -129,7 +132,9 @@ def build_record(
     )
 
 
-def record_from_json(body: bytes, request_id: str, *, now: float, enable_cache: bool | None = None) -> RequestRecord:
+def record_from_json(
+    body: bytes, request_id: str, *, now: float, enable_cache: bool | None = None, callback: str | None = None
+) -> RequestRecord:
     """The record of a request that is JSON already, as a line of a file is.
 
     Args:
@@ -137,6 +142,7 @@ def record_from_json(body: bytes, request_id: str, *, now: float, enable_cache: 
         request_id: its id, if it brings none.
         now: Unix seconds, for the header `ce_time`.
         enable_cache: replaces the request's own switch; None leaves it.
+        callback: replaces the request's own callback by this URL; None leaves it.
 
     Raises:
         WireError: the worker would refuse it, or it is no JSON object.
@@ -145,6 +151,8 @@ def record_from_json(body: bytes, request_id: str, *, now: float, enable_cache: 
     changes: dict[str, Any] = {} if request.id is not None else {"id": request_id}
     if enable_cache is not None and enable_cache != request.enable_cache:
         changes["enable_cache"] = enable_cache
+    if callback is not None:
+        changes["callback"] = {"url": callback}
     # Not orjson: it refuses lone surrogates and integers beyond 64 bits, which a FP64 tensor may bring.
     given = json.loads(body) if changes else {}
     if changes.keys() & given.keys():

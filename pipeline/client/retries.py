@@ -58,12 +58,14 @@ class RetryRules:
     Attributes:
         requests_topic: where requests come from.
         events_topic: where event lines come from.
+        webhooks_topic: where callbacks come from, its delay tiers included.
         headers: set on every record, in place of the original's: what its producer left out or got wrong.
         force: send also what will come back as a dead letter.
     """
 
     requests_topic: str
     events_topic: str
+    webhooks_topic: str
     headers: Headers = ()
     force: bool = False
 
@@ -82,7 +84,9 @@ class RetryRules:
             return self._request(letter, letter.value, headers, request_id)
         if letter.source.topic == self.events_topic:
             return self._event(letter, letter.value, headers)
-        raise NotRetryable(f"it came from {letter.source.topic}; only requests and events are sent again")
+        if letter.source.topic == self.webhooks_topic or letter.source.topic.startswith(f"{self.webhooks_topic}."):
+            return self._callback(letter, letter.value, headers)
+        raise NotRetryable(f"it came from {letter.source.topic}; only requests, events and callbacks are sent again")
 
     def _request(self, letter: DeadLetter, value: bytes, headers: Headers, request_id: str) -> RetryRecord:
         assert letter.source is not None
@@ -112,6 +116,15 @@ class RetryRules:
         added = [("content-type", b"application/x-ndjson"), *generation, ("redelivered", b"1")]
         headers = _replaced(headers, [*added, ("retry-of", retry_of.encode())])
         return RetryRecord(letter.source.topic, letter.source.partition, letter.key, value, headers, retry_of, None)
+
+    def _callback(self, letter: DeadLetter, value: bytes, headers: Headers) -> RetryRecord:
+        """A first attempt again, due at once, under its old id: its receiver knows it by that."""
+        assert letter.source is not None
+        counts = {"webhook-attempt", "webhook-due", "webhook-busy"}
+        retry_of = str(letter.source)
+        kept = [header for header in headers if header[0] not in counts]
+        headers = _replaced(kept, [("retry-of", retry_of.encode())])
+        return RetryRecord(self.webhooks_topic, letter.source.partition, letter.key, value, headers, retry_of, None)
 
     def _refuse(self, error: Exception) -> None:
         if not self.force:

@@ -1,27 +1,34 @@
 """A request that was taken in, and the way to its answer."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Generator
+from typing import Any
+
 from pipeline.client.errors import ResultNotReceived
 from pipeline.client.pending import PendingAnswer, ResultRecord
 from pipeline.errors import InferenceFailed
 from schemas.result import InferenceResult, decode_result
 
 
-class Submitted:
-    """A request that Kafka has on all in-sync replicas.
+class Submitted(ABC):
+    """A request that Kafka has on all in-sync replicas. `await submitted` is its result.
 
     Attributes:
         id: the request's id.
-        partition: of the requests topic; its answer comes in the results' partition of the same number.
-        offset: of the request's record.
     """
 
-    def __init__(self, request_id: str, partition: int, offset: int, answer: PendingAnswer, timeout_s: float) -> None:
+    def __init__(self, request_id: str) -> None:
         self.id = request_id
-        self.partition = partition
-        self.offset = offset
-        self._answer = answer
-        self._timeout_s = timeout_s
 
+    def __await__(self) -> Generator[Any, Any, InferenceResult]:
+        return self.result().__await__()
+
+    @property
+    @abstractmethod
+    def receipt(self) -> dict[str, Any]:
+        """What a program keeps of it, as JSON: the id, and where the request is."""
+
+    @abstractmethod
     async def record(self, timeout_s: float | None = None) -> ResultRecord:
         """The answer as it stands on the results topic: the same bytes on every route.
 
@@ -30,13 +37,8 @@ class Submitted:
 
         Raises:
             ResultNotReceived: no answer in time.
-            KafkaUnavailable: the connection was lost.
+            PipelineUnavailable: the connection was lost.
         """
-        limit_s = self._timeout_s if timeout_s is None else timeout_s
-        try:
-            return await self._answer.wait(limit_s)
-        except TimeoutError:
-            raise ResultNotReceived(self.id, limit_s) from None
 
     async def answer(self, timeout_s: float | None = None) -> InferenceResult:
         """The answer, whether it succeeded or not. Waits and raises as `record` does."""
@@ -49,9 +51,46 @@ class Submitted:
         Raises:
             InferenceFailed: it failed or expired; `code` says why.
             ResultNotReceived: no answer in time.
-            KafkaUnavailable: the connection was lost.
+            PipelineUnavailable: the connection was lost.
         """
-        answer = await self.answer(timeout_s)
-        if answer.error is not None:
-            raise InferenceFailed(self.id, answer.error.code, answer.error.message)
-        return answer
+        return succeeded(await self.answer(timeout_s))
+
+
+class SubmittedToKafka(Submitted):
+    """A request that this client appended to the requests topic.
+
+    Attributes:
+        partition: of the requests topic; its answer comes in the results' partition of the same number.
+        offset: of the request's record.
+    """
+
+    def __init__(self, request_id: str, partition: int, offset: int, answer: PendingAnswer, timeout_s: float) -> None:
+        super().__init__(request_id)
+        self.partition = partition
+        self.offset = offset
+        self._answer = answer
+        self._timeout_s = timeout_s
+
+    @property
+    def receipt(self) -> dict[str, Any]:
+        """Id, partition and offset."""
+        return {"id": self.id, "partition": self.partition, "offset": self.offset}
+
+    async def record(self, timeout_s: float | None = None) -> ResultRecord:
+        """The record as it was read from the results topic."""
+        limit_s = self._timeout_s if timeout_s is None else timeout_s
+        try:
+            return await self._answer.wait(limit_s)
+        except TimeoutError:
+            raise ResultNotReceived(self.id, limit_s) from None
+
+
+def succeeded(answer: InferenceResult) -> InferenceResult:
+    """The answer, if it succeeded.
+
+    Raises:
+        InferenceFailed: it failed or expired; `code` says why.
+    """
+    if answer.error is not None:
+        raise InferenceFailed(answer.id, answer.error.code, answer.error.message)
+    return answer

@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from pipeline.core.answer import Answer, failed
 from pipeline.core.cache_key import content_digest, request_digest
+from pipeline.core.callback_record import first_headers
 from pipeline.core.duplicates import First
 from pipeline.core.event_lines import EventLines
 from pipeline.core.exchange import Exchange, offset_id
@@ -21,7 +22,7 @@ from pipeline.core.result_record import ResultRecord, encode_result, json_bytes_
 from pipeline.engine import InferenceEngine, Prepared
 from pipeline.ports import Clock
 from pipeline.worker.publisher import Outgoing, PlainRecord, Publisher
-from pipeline.worker.request_reader import RequestReader
+from pipeline.worker.request_reader import CallbackRules, RequestReader
 from schemas.errors import ErrorCode, WireError
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class IntakeSettings:
         reply_partitions: how many partitions it has.
         dead_letter_topic: where records go that are no JSON object.
         record_bytes_max: the record limit.
+        callbacks: what becomes of `callback`; None refuses it.
     """
 
     worker: str
@@ -52,6 +54,7 @@ class IntakeSettings:
     reply_partitions: int
     dead_letter_topic: str
     record_bytes_max: int
+    callbacks: CallbackRules | None = None
 
 
 class InFlight:
@@ -121,7 +124,9 @@ class Intake:
         self._settings = settings
         self._worker_json = orjson.dumps(settings.worker)
         self._group = settings.group.encode()
-        self._reader = RequestReader(settings.replies_topic, settings.reply_partitions, settings.dead_letter_topic)
+        self._reader = RequestReader(
+            settings.replies_topic, settings.reply_partitions, settings.dead_letter_topic, settings.callbacks
+        )
         self._in_flight = in_flight
         self._on_room = on_room
         self.results: defaultdict[tuple[str, ...], int] = defaultdict(int)
@@ -218,11 +223,20 @@ class Intake:
         )
 
     def _copies(self, exchange: Exchange, result: ResultRecord) -> tuple[PlainRecord, ...]:
-        reply = exchange.request.reply_to if exchange.request is not None else None
-        if reply is None or self._reader.refused_reply(reply) is not None:
+        """The result for `reply_to`, and for whoever delivers `callback`; again with every repetition."""
+        request = exchange.request
+        if request is None or (request.reply_to is None and request.callback is None):
             return ()
+        copies: tuple[PlainRecord, ...] = ()
         request_id = exchange.request_id.encode()
-        return (PlainRecord(self._settings.replies_topic, reply.partition, request_id, result.value, result.headers),)
+        reply, callback, rules = request.reply_to, request.callback, self._settings.callbacks
+        if reply is not None and self._reader.refused_reply(reply) is None:
+            topic = self._settings.replies_topic
+            copies += (PlainRecord(topic, reply.partition, request_id, result.value, result.headers),)
+        if callback is not None and rules is not None and self._reader.refused_callback(callback) is None:
+            headers = first_headers(result.headers, exchange, callback.url)
+            copies += (PlainRecord(rules.topic, None, request_id, result.value, headers),)
+        return copies
 
     def _is_repeated(self, ticket: Ticket, record: ConsumerRecord, others: tuple[PlainRecord, ...]) -> bool:
         """Whether the answer is in the log already: then what belongs to it is published again, the answer is not."""

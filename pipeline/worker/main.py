@@ -40,6 +40,7 @@ from pipeline.worker.lane_opening import LaneOpener, LedgerNames
 from pipeline.worker.membership import Membership
 from pipeline.worker.preflight import wait_for_topics
 from pipeline.worker.publisher import PRODUCE_BATCH_BYTES, Publisher, TopicNames
+from pipeline.worker.request_reader import CallbackRules
 from pipeline.worker.transport import ChunkConsumer, check_versions
 from schemas.control import ControlCommand, ControlReply, ModelPromoteCommand
 
@@ -160,11 +161,7 @@ class _Worker:
         await resources.enter_async_context(telling)
         results = await self._producer(resources, options, settings.limits.record_bytes)
         events = await self._producer(resources, options, settings.limits.event_record_bytes)
-        topics = TopicNames(
-            settings.topic("results"),
-            settings.topic("events"),
-            partitions[settings.topic("events")],
-        )
+        topics = TopicNames(settings.topic("results"), settings.topic("events"), partitions[settings.topic("events")])
         membership = Membership(settings.kafka.session_timeout_s)
         self._publisher = Publisher(results, events, topics, membership, publish_seconds(self._registry))
         self._intake = self._make_intake(engine, partitions[settings.topic("replies")])
@@ -194,6 +191,7 @@ class _Worker:
             reply_partitions=reply_partitions,
             dead_letter_topic=settings.topic("dead-letter"),
             record_bytes_max=settings.limits.record_bytes,
+            callbacks=CallbackRules(settings.topic("webhooks"), settings.webhooks.allow_http),
         )
         return Intake(engine, self._publisher, lines, SystemClock(), names, self._in_flight, self._progress.set)
 

@@ -13,7 +13,7 @@ from pipeline.config import Settings
 
 logger = logging.getLogger(__name__)
 
-_NEEDED = ("requests", "results", "events", "replies", "models", "dead-letter")
+_NEEDED = ("requests", "results", "events", "replies", "models", "dead-letter", "webhooks")
 _PAUSE_FIRST_S = 0.5
 _PAUSE_MAX_S = 10.0
 

@@ -1,23 +1,37 @@
 """What a record of the requests topic says: a request with a name, or why it is none."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 from aiokafka import ConsumerRecord
 from blake3 import blake3
 
+from pipeline.core.callback_url import read_url
 from pipeline.core.duplicates import duplicate_key
 from pipeline.core.exchange import Exchange, is_place
 from pipeline.core.lane import SUSPECT_STARTS_MAX, Lane
 from pipeline.core.result_record import Headers
 from pipeline.worker.publisher import PlainRecord
-from schemas.decoded import DecodedReplyTo, DecodedRequest
+from schemas.decoded import DecodedCallback, DecodedReplyTo, DecodedRequest
 from schemas.errors import ErrorCode, WireError
 from schemas.headers import dead_letter_headers
 from schemas.request import UndecodableRecordError, decode_request, is_request_id, readable_request
 
 # W3C Trace Context, section 3.2.2: 00-<32 hex>-<16 hex>-<2 hex>.
 _TRACEPARENT_BYTES = 55
+
+
+class CallbackRules(NamedTuple):
+    """What becomes of `callback`.
+
+    Attributes:
+        topic: where callbacks to deliver go.
+        allow_http: whether http is as good as https.
+    """
+
+    topic: str
+    allow_http: bool
 
 
 class RequestReader:
@@ -27,12 +41,20 @@ class RequestReader:
         replies_topic: the topic of `reply_to` where none is named, and the only one allowed.
         reply_partitions: how many partitions it has.
         dead_letter_topic: where records go that are no JSON object.
+        callbacks: None refuses them all.
     """
 
-    def __init__(self, replies_topic: str, reply_partitions: int, dead_letter_topic: str) -> None:
+    def __init__(
+        self,
+        replies_topic: str,
+        reply_partitions: int,
+        dead_letter_topic: str,
+        callbacks: CallbackRules | None = None,
+    ) -> None:
         self._replies_topic = replies_topic
         self._reply_partitions = reply_partitions
         self._dead_letter_topic = dead_letter_topic
+        self._callbacks = callbacks
 
     def read(
         self, exchange: Exchange, record: ConsumerRecord, lane: Lane
@@ -84,8 +106,8 @@ class RequestReader:
                 )
             exchange.request_id = request.id
             exchange.own_id = duplicate_key(request.id, request.tenant)
-        if request.callback is not None:
-            return WireError(ErrorCode.INVALID_REQUEST, "callback: webhooks are not delivered by this release")
+        if request.callback is not None and (refusal := self.refused_callback(request.callback)) is not None:
+            return refusal
         return None if request.reply_to is None else self.refused_reply(request.reply_to)
 
     def refused_reply(self, reply: DecodedReplyTo) -> WireError | None:
@@ -98,6 +120,16 @@ class RequestReader:
         else:
             what = f"reply_to.partition: {reply.partition} of {allowed}, which has {partitions}"
         return WireError(ErrorCode.INVALID_REQUEST, what)
+
+    def refused_callback(self, callback: DecodedCallback) -> WireError | None:
+        """Why its answer is not delivered where the request wants it; whom the name leads to is judged when it is."""
+        if self._callbacks is None:
+            return WireError(ErrorCode.INVALID_REQUEST, "callback: this worker has no topic for callbacks")
+        try:
+            read_url(callback.url, allow_http=self._callbacks.allow_http)
+        except ValueError as error:
+            return WireError(ErrorCode.INVALID_REQUEST, f"callback.url: {error}")
+        return None
 
     def _identify_invalid(self, exchange: Exchange, record: ConsumerRecord) -> None:
         """An invalid request is answered under its own id where that is readable and allowed."""

@@ -14,7 +14,8 @@ from pipeline.cli.main import app
 COMMANDS = (
     "demo", "up", "status", "worker", "sink", "submit", "results", "sql", "topics", "topics create", "migrate",
     "models", "models check", "models register", "models list", "dead-letter", "dead-letter list",
-    "dead-letter retry", "cache", "cache stats", "cache clear", "doctor", "bench",
+    "dead-letter retry", "cache", "cache stats", "cache clear", "doctor", "bench", "gateway", "webhooks", "keys",
+    "keys add", "keys list", "keys revoke",
 )  # fmt: skip
 
 

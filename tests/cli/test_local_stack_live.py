@@ -122,7 +122,7 @@ def test_status_tells_where_everything_is(command_line: CommandLine) -> None:
     """All parts are ready with their addresses and pids, and two workers share the partitions."""
     code, document = status(command_line)
     assert code == 0
-    assert [name for name, part in document.items() if part is None] == ["gateway"]
+    assert [name for name, part in document.items() if part is None] == []
     assert sorted(number for worker in document["workers"] for number in worker["partitions"]) == [0, 1, 2, 3]
     assert len(document["workers"]) == len(document["triton"]) == 2
     fleets = [[seen["name"] for seen in worker["fleet"]["instances"]] for worker in document["workers"]]

@@ -35,7 +35,7 @@ TARGET = Target("sentences", "text", "3", enable_cache=False)
 def ids() -> Any:
     """Ids in order: r-0, r-1, …."""
     numbers = count()
-    return lambda: f"r-{next(numbers)}"
+    return lambda number, content: f"r-{next(numbers)}"
 
 
 def now() -> float:

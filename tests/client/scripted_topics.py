@@ -89,6 +89,10 @@ class ScriptedResults:
 class ScriptedClient(Client):
     """A client on scripted topics.
 
+    Attributes:
+        answers: what the client's own reading finds.
+        stream: what `results` finds.
+
     Args:
         script: what is answered.
         limits: as for `Client`.
@@ -97,7 +101,11 @@ class ScriptedClient(Client):
     def __init__(self, script: Script, **limits: Any) -> None:
         super().__init__("unused:9092", **limits)
         self.answers: asyncio.Queue[ResultRecord | PipelineError] = asyncio.Queue()
+        self.stream: asyncio.Queue[ResultRecord | PipelineError] = asyncio.Queue()
         self.requests = ScriptedRequests(script, self.answers)
 
     def _topics(self) -> tuple[RequestsTopic, ResultsTopic]:
         return self.requests, ScriptedResults(self.answers)
+
+    def _results_topic(self, *, from_beginning: bool) -> ResultsTopic:
+        return ScriptedResults(self.stream)

@@ -12,7 +12,7 @@ from tests.client.dead_letter_records import letter
 from tests.sink.event_records import event
 from tests.sink.event_records import record as event_record
 
-RULES = RetryRules("inference.requests", "inference.events")
+RULES = RetryRules("inference.requests", "inference.events", "inference.webhooks")
 REQUEST = {"id": "old", "model_name": "m", "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}]}
 BODY = json.dumps(REQUEST).encode()
 EVENTS = "inference.events"
@@ -42,7 +42,7 @@ def test_bytes_that_stay_undecodable_are_refused() -> None:
     with pytest.raises(NotRetryable, match="dead letter again: the record is not JSON") as raised:
         RULES.record(buried, "fresh")
     assert raised.value.can_be_forced
-    record = RetryRules("inference.requests", EVENTS, force=True).record(buried, "fresh")
+    record = RetryRules("inference.requests", EVENTS, "inference.webhooks", force=True).record(buried, "fresh")
     assert record.value == b"no json"
     assert record.headers == [("ce_id", b"fresh"), ("retry-of", b"old")]
 
@@ -53,7 +53,7 @@ def test_given_header_mends_the_request() -> None:
     text = orjson.dumps(REQUEST | {"inputs": inputs})
     buried = letter(text + b"\0\0\x80?", [("inference-header-content-length", b"9999")], reason="BAD_BINARY_LENGTH")
     mending = [("Inference-Header-Content-Length", b"%d" % len(text))]
-    record = RetryRules("inference.requests", EVENTS, mending).record(buried, "fresh-id")
+    record = RetryRules("inference.requests", EVENTS, "inference.webhooks", mending).record(buried, "fresh-id")
     length = int(dict(record.headers)["Inference-Header-Content-Length"])
     assert len([name for name, _ in record.headers if name.lower() == "inference-header-content-length"]) == 1
     assert orjson.loads(record.value[:length])["id"] == "fresh-id"
@@ -105,7 +105,7 @@ def test_lines_that_are_still_no_events_are_refused() -> None:
 def test_what_nothing_can_mend_is_refused_with_its_reason(buried: DeadLetter, why: str) -> None:
     """Not even with force: there is nothing to send, or nowhere."""
     with pytest.raises(NotRetryable, match=why) as raised:
-        RetryRules("inference.requests", EVENTS, force=True).record(buried, "fresh")
+        RetryRules("inference.requests", EVENTS, "inference.webhooks", force=True).record(buried, "fresh")
     assert not raised.value.can_be_forced
 
 

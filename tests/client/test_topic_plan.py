@@ -17,8 +17,22 @@ PLANS = {plan.name.removeprefix("inference."): plan for plan in plan_topics(SETT
 
 
 def test_every_topic_of_the_contract_is_planned() -> None:
-    """The topics that the components use are made, webhooks not yet."""
-    assert set(PLANS) == {"requests", "results", "chunks", "replies", "events", "models", "dead-letter", "control"}
+    """The topics that the components use are made, those of callbacks with their delay tiers."""
+    named = {
+        "requests",
+        "results",
+        "chunks",
+        "replies",
+        "events",
+        "models",
+        "dead-letter",
+        "control",
+        "webhooks",
+        "keys",
+    }
+    tiers = {f"webhooks.{name}" for name in ("5s", "30s", "5m", "30m", "2h", "6h")}
+    assert PLANS.keys() - tiers == named
+    assert tiers <= PLANS.keys()
 
 
 def test_followers_have_the_partitions_of_requests() -> None:

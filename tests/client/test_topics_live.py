@@ -49,7 +49,7 @@ async def test_second_creation_changes_nothing(own_settings: Settings) -> None:
     """Topics are made once; the second call finds them as they should be."""
     first = await create_topics(own_settings)
     second = await create_topics(own_settings)
-    assert len(first.created) == 8
+    assert len(first.created) == 16
     assert second == replace(second, created=(), existing=first.created, differences=(), altered=())
 
 

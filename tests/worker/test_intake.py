@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from aiokafka import ConsumerRecord
 
+from pipeline.core.callback_record import read_callback
 from pipeline.core.event_lines import EventLines
 from pipeline.core.lane import Lane
 from pipeline.metrics import publish_seconds
 from pipeline.worker.intake import InFlight, Intake, IntakeSettings
 from pipeline.worker.publisher import Publisher, TopicNames
+from pipeline.worker.request_reader import CallbackRules
 from schemas.errors import ErrorCode
 from schemas.event import RequestEnd
 from schemas.result import InferenceResult, decode_result
@@ -79,13 +81,13 @@ def _bytes_of(record: WrittenRecord) -> tuple[bytes, Any]:
     return record.value or b"", record.headers
 
 
-async def bench(**changes: Any) -> Bench:
+async def bench(callbacks: CallbackRules | None = CallbackRules("inference.webhooks", False), **changes: Any) -> Bench:
     """A running worker's core."""
     system = make_system(**changes)
     log = RecordedTopic()
     topics = TopicNames("inference.results", "inference.events", 4)
     publisher = Publisher(FakeProducer(log), FakeProducer(log), topics, SureMembership(), publish_seconds(None))
-    settings = IntakeSettings("w-1", "group", "inference.replies", 8, "inference.dead-letter", LIMIT)
+    settings = IntakeSettings("w-1", "group", "inference.replies", 8, "inference.dead-letter", LIMIT, callbacks)
     in_flight = InFlight(4096, 1 << 30)
     rooms: list[int] = []
     lines = EventLines("w-1", 7, 30, 3 * LIMIT)
@@ -174,7 +176,9 @@ async def test_no_json_object_is_buried(value: bytes | None, reason: str, named:
         ({}, f"{TOPIC}:2:0", ""),
         (body(id="r-1", reply_to={"partition": 8}), "r-1", MODEL),
         (body(id="r-1", reply_to={"topic": "inference.results", "partition": 0}), "r-1", MODEL),
-        (body(id="r-1", callback={"url": "https://example.org"}), "r-1", MODEL),
+        (body(id="r-1", callback={"url": "http://example.org"}), "r-1", MODEL),
+        (body(id="r-1", callback={"url": "https://user@example.org"}), "r-1", MODEL),
+        (body(id="r-1", callback={"url": "https://2130706433/"}), "r-1", MODEL),
         (body(id="r-1", parameters={"a": [1]}), "r-1", MODEL),
     ],
 )
@@ -270,6 +274,92 @@ async def test_reply_is_a_copy_of_the_result() -> None:
     (result,) = made.log.of("inference.results")
     assert (copy.partition, copy.key) == (6, b"r-1")
     assert (copy.value, list(copy.headers)) == (result.value, list(result.headers))
+
+
+@simulated
+async def test_callback_is_the_result_and_where_it_goes() -> None:
+    """`callback` puts the very bytes of the result on the webhooks topic, with its headers and the first attempt's."""
+    made = await bench()
+    url = "https://example.org/in?a=1"
+    await made.answer(body(5, id="r-1", tenant="acme", callback={"url": url}))
+    (callback,) = made.log.of("inference.webhooks")
+    (result,) = made.log.of("inference.results")
+    assert (callback.partition, callback.key, callback.value) == (None, b"r-1", result.value)
+    assert list(callback.headers[: len(result.headers)]) == list(result.headers)
+    completed_ms = decode_result(*_bytes_of(result)).completed_at.timestamp() * 1e3
+    assert dict(callback.headers[len(result.headers) :]) == {
+        "webhook-url": url.encode(),
+        "webhook-tenant": b"acme",
+        "webhook-attempt": b"0",
+        "webhook-due": b"%d" % completed_ms,
+        "webhook-source": f"{TOPIC}:2:0".encode(),
+    }
+    read = read_callback(callback.value, callback.headers, 0.0, allow_http=False)
+    assert (read.request_id, read.tenant, str(read.url), read.attempt) == ("r-1", "acme", url, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"model_name": "absent"}, False),
+        ({"timeout_ms": 0, "requested_at": "2020-01-01T00:00:00Z"}, False),
+        ({"reply_to": {"partition": 99}}, True),
+        ({"id": f"{TOPIC}:0:9"}, True),
+    ],
+)
+@simulated
+async def test_errors_are_delivered_too(changes: dict[str, Any], refused: bool) -> None:
+    """Whoever asked for a callback hears of a failure by it, of a refusal for another reason as well."""
+    made = await bench()
+    result = await made.answer(body(5, **{"id": "r-1", "callback": {"url": "https://example.org"}, **changes}))
+    assert result.status != "succeeded"
+    (callback,) = made.log.of("inference.webhooks")
+    assert (callback.value, callback.key) == (made.record_of(0).value, result.id.encode())
+    if refused:
+        assert result.error is not None
+        assert result.error.code is ErrorCode.INVALID_REQUEST
+
+
+@simulated
+async def test_refused_callback_is_named_and_not_delivered() -> None:
+    """A URL that nobody would call is an error of its field; a copy for `reply_to` tells of it, no callback does."""
+    made = await bench()
+    asked = body(5, id="r-1", callback={"url": "http://example.org"}, reply_to={"partition": 1})
+    result = await made.answer(asked)
+    assert result.error is not None
+    assert result.error.message == "callback.url: 'http://example.org' begins with http://, https is expected"
+    assert made.log.of("inference.webhooks") == []
+    assert len(made.log.of("inference.replies")) == 1
+
+
+@simulated
+async def test_http_callback_is_taken_where_it_is_allowed() -> None:
+    """The setting decides, nothing else."""
+    made = await bench(CallbackRules("inference.webhooks", True))
+    assert (await made.answer(body(5, callback={"url": "http://example.org"}))).status == "succeeded"
+    assert len(made.log.of("inference.webhooks")) == 1
+
+
+@simulated
+async def test_worker_without_a_topic_for_callbacks_refuses_them() -> None:
+    """A callback that nobody would deliver is told at once."""
+    made = await bench(None)
+    result = await made.answer(body(5, callback={"url": "https://example.org"}))
+    assert result.error is not None
+    assert result.error.message.startswith("callback: ")
+
+
+@simulated
+async def test_duplicate_request_has_no_callback() -> None:
+    """A request that comes twice is delivered once: the second one has no result of its own."""
+    made = await bench()
+    asked = body(5, id="r-1", callback={"url": "https://example.org"})
+    made.take(asked)
+    made.take(asked)
+    made.take({**asked, "callback": {"url": "https://example.org/other"}})
+    await asyncio.sleep(1)
+    (callback,) = made.log.of("inference.webhooks")
+    assert dict(callback.headers)["webhook-url"] == b"https://example.org"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,72 @@
+"""The load generator over HTTP: requests at a fixed rate, each one's time from when it was due until its last byte."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import aiohttp
+
+_TIMEOUT_S = 30.0
+_LOOK_S = 0.1
+
+
+class HttpLoop:
+    """Sends bodies to one address at a fixed rate whatever becomes of them; `async with`.
+
+    Args:
+        url: where every body goes, by POST, as JSON.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def __aenter__(self) -> "HttpLoop":
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
+            headers={"content-type": "application/json"},
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def first_answer(self, body: bytes, limit_s: float = 120.0) -> None:
+        """Asks until it is answered well.
+
+        Raises:
+            TimeoutError: it never was.
+        """
+        async with asyncio.timeout(limit_s):
+            while not await self._answers(body):  # noqa: ASYNC110 - another process's state
+                await asyncio.sleep(_LOOK_S)
+
+    async def run(self, bodies: Sequence[bytes], rate: float, skip: int) -> list[float]:
+        """Milliseconds of each request after the first `skip` of them, in order.
+
+        Raises:
+            RuntimeError: one was not answered well.
+        """
+        began = time.perf_counter() + 0.05
+        tasks = []
+        for number, body in enumerate(bodies):
+            due = began + number / rate
+            if (pause_s := due - time.perf_counter()) > 0:
+                await asyncio.sleep(pause_s)
+            tasks.append(asyncio.create_task(self._timed(body, due)))
+        return (await asyncio.gather(*tasks))[skip:]
+
+    async def _timed(self, body: bytes, due: float) -> float:
+        async with self._session.post(self._url, data=body) as response:
+            text = await response.read()
+            if response.status != 200:
+                raise RuntimeError(f"{self._url} answered {response.status}: {text[:300]!r}")
+        return (time.perf_counter() - due) * 1e3
+
+    async def _answers(self, body: bytes) -> bool:
+        try:
+            async with self._session.post(self._url, data=body) as response:
+                await response.read()
+                return response.status == 200
+        except (aiohttp.ClientError, TimeoutError):
+            return False

@@ -1,0 +1,1 @@
+"""Callbacks: to receivers of every kind, over real sockets and a real Kafka."""
