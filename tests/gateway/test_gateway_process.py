@@ -10,7 +10,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -72,18 +71,10 @@ def test_gateway_lives_without_kafka_and_ends_when_told(tmp_path: Path) -> None:
         assert "Traceback" not in output
 
 
-@pytest.mark.parametrize(
-    ("kafka", "gateway", "sentence"),
-    [
-        (None, {}, "PIPELINE_KAFKA__BOOTSTRAP_SERVERS is not set"),
-        ("127.0.0.1:1", {"host": "0.0.0.0"}, "PIPELINE_GATEWAY__HOST is '0.0.0.0'"),
-        ("127.0.0.1:1", {"require_keys": True}, "PIPELINE_GATEWAY__REQUIRE_KEYS is true"),
-    ],
-)
-def test_wrong_setting_stops_the_start(kafka: str | None, gateway: dict[str, Any], sentence: str) -> None:
-    """The setting is named, and nothing is served by accident."""
-    settings = Settings(kafka=KafkaSettings(bootstrap_servers=kafka), gateway=GatewaySettings(**{"port": 0, **gateway}))
-    with pytest.raises(SettingsError, match=sentence):
+def test_wrong_setting_stops_the_start() -> None:
+    """The setting is named."""
+    settings = Settings(kafka=KafkaSettings(bootstrap_servers=None), gateway=GatewaySettings(port=0))
+    with pytest.raises(SettingsError, match="PIPELINE_KAFKA__BOOTSTRAP_SERVERS is not set"):
         run_gateway(settings)
 
 
