@@ -61,10 +61,10 @@ def test_requests_have_the_brokers_time() -> None:
     assert PLANS["requests"].configs["message.timestamp.type"] == "LogAppendTime"
 
 
-def test_only_models_are_compacted() -> None:
-    """Nothing but the models topic may lose records by key."""
+def test_only_tables_are_compacted() -> None:
+    """Nothing but models and API keys may lose records by key."""
     policies = {name: plan.configs["cleanup.policy"] for name, plan in PLANS.items()}
-    assert policies.pop("models") == "compact"
+    assert (policies.pop("models"), policies.pop("keys")) == ("compact", "compact")
     assert set(policies.values()) == {"delete"}
 
 
