@@ -22,7 +22,7 @@ class KafkaContract:
         """All topics are made with what they must be, and the second time nothing is left to do."""
         first = await create_topics(kafka_settings)
         again = await create_topics(kafka_settings)
-        assert len(first.created) == len(again.existing) == 8
+        assert len(first.created) == len(again.existing) == 16
         assert (again.created, again.differences) == ((), ())
 
     async def test_group_begins_at_zero(self, kafka_settings: Settings) -> None:
