@@ -76,8 +76,9 @@ class Filler(GroupReader):
         if not partitions:
             return
         oldest_ms = max(int((self._clock.now() - self._ttl_s) * 1000), 0)
-        firsts = await consumer.offsets_for_times(dict.fromkeys(partitions, oldest_ms))
+        # In this order: what comes between the two questions is the first of an empty partition, not behind its end.
         ends = await consumer.end_offsets(partitions)
+        firsts = await consumer.offsets_for_times(dict.fromkeys(partitions, oldest_ms))
         for partition in partitions:
             first = firsts.get(partition)
             start = ends[partition] if first is None else first.offset

@@ -1,7 +1,7 @@
 """Every result reaches the store once, in order, through outages; nothing blocks the others for ever."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from aiokafka import ConsumerRecord, TopicPartition
@@ -165,6 +165,28 @@ async def test_start_is_the_commit_but_not_before_what_is_worth_it(
     world.consumer = Consumer(committed, first, 100)
     await world.filler.place(world.consumer, frozenset([PLACE]))
     assert world.consumer.seeks == [start]
+
+
+class Growing(Consumer):
+    """An empty partition that gets a result whenever it is asked about."""
+
+    async def offsets_for_times(self, times: dict[TopicPartition, int]) -> dict[TopicPartition, Any]:
+        found = {PLACE: OffsetAndTimestamp(0, 0) if self._end else None}
+        self._end += 1
+        return found
+
+    async def end_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        self._end += 1
+        return {PLACE: self._end - 1}
+
+
+@simulated
+async def test_first_result_of_a_partition_is_not_passed_over() -> None:
+    """One that comes while the start is looked for is read, in a partition that nobody has read before."""
+    world = World(the_clock())
+    consumer = Growing(None, None, 0)
+    await world.filler.place(cast("Any", consumer), frozenset([PLACE]))
+    assert consumer.seeks == [0]
 
 
 @simulated
