@@ -86,7 +86,7 @@ class DeadLetterHeaders(BaseModel):
     reason: str = Field(
         description="A stable word.",
         examples=["NOT_JSON", "TOMBSTONE", "BAD_BINARY_LENGTH", "DUPLICATE_ID", "CRASHED_WORKER", "INVALID_EVENT",
-                  "POISON_ROW"],
+                  "POISON_ROW", "WEBHOOK_FAILED", "WEBHOOK_GONE", "WEBHOOK_REFUSED"],
     )  # fmt: skip
     error: str = Field(description="A sentence for people.")
     source_topic: str = Field(alias="source-topic")
