@@ -18,6 +18,7 @@ from pipeline.errors import ResultStoreError
 from pipeline.gateway import openapi
 from pipeline.gateway.bodies import BINARY, BINARY_HEADER_NAME, JSON
 from pipeline.gateway.deps import GatewayDeps
+from pipeline.gateway.exchange_headers import cache_headers, traceparent_of
 from pipeline.gateway.inferences import Receipt, ResultGone, Submission
 from pipeline.gateway.limits import slot_of
 from pipeline.gateway.long_polls import result_within
@@ -30,17 +31,8 @@ _NO_STORE = {"cache-control": "no-store"}
 # The namespace of ids made from idempotency keys: any fixed one, as long as it stays.
 _KEY_NAMESPACE = UUID("0199b6a0-5b1e-5c39-9a54-9f6c0f2b7d11")
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 # More digits than any wait has; int() of a thousand takes its time.
 _WAIT = re.compile(r"[0-9]{1,9}")
-# RFC 9211, by what the worker says of its cache. A failed answer is never stored.
-_CACHE_STATUS = {
-    "hit": "pipeline; hit",
-    "miss": "pipeline; fwd=miss; stored",
-    "coalesced": "pipeline; fwd=miss; collapsed",
-    "refresh": "pipeline; fwd=request; stored",
-    "bypass": "pipeline; fwd=bypass",
-}
 
 RequestId = Annotated[str, Path(description="The request's id.", json_schema_extra={"pattern": openapi.ID_PATTERN})]
 Wait = Annotated[int, Query(ge=0, description="Seconds to wait for the result; cut to PIPELINE_GATEWAY__WAIT_MAX_S.")]
@@ -104,7 +96,7 @@ async def _submit(deps: GatewayDeps, request: Request) -> Response:
             identity.tenant,
             identity.source_ip,
             request_id=request_id,
-            traceparent=_traceparent(request),
+            traceparent=traceparent_of(request.headers),
         )
     )
     slot.request_id = receipt.id
@@ -112,9 +104,7 @@ async def _submit(deps: GatewayDeps, request: Request) -> Response:
     deps.limits.let_go(request)
     if wait_s is not None and (answer := await _awaited(deps, request, receipt, wait_s)) is not None:
         return answer
-    links = links_of(receipt.id)
-    document = {"id": receipt.id, "status": "accepted", "links": links}
-    return Response(orjson.dumps(document), 202, {"location": links["self"], **_NO_STORE}, JSON)
+    return receipt_response(receipt)
 
 
 async def _awaited(deps: GatewayDeps, request: Request, receipt: Receipt, wait_s: int) -> Response | None:
@@ -171,6 +161,13 @@ def links_of(request_id: str) -> dict[str, str]:
     return {"self": place, "events": f"{place}/events"}
 
 
+def receipt_response(receipt: Receipt, **headers: str) -> Response:
+    """The 202 of a request that Kafka has."""
+    links = links_of(receipt.id)
+    document = {"id": receipt.id, "status": "accepted", "links": links}
+    return Response(orjson.dumps(document), 202, {"location": links["self"], **_NO_STORE, **headers}, JSON)
+
+
 def result_response(result: StoredResult) -> Response:
     """A result record as an answer, byte for byte, with what HTTP caches would say of it."""
     headers = {**_NO_STORE, **_cache_headers(result)}
@@ -186,13 +183,8 @@ def _cache_headers(result: StoredResult) -> dict[str, str]:
     except msgspec.MsgspecError:
         return {}  # written by somebody else: the bytes are the answer all the same
     status, age_ms = told.parameters.get("cache_status"), told.parameters.get("cache_age_ms")
-    headers = {}
-    if isinstance(status, str) and status in _CACHE_STATUS:
-        words = _CACHE_STATUS[status]
-        headers["cache-status"] = words if told.status == "succeeded" else words.removesuffix("; stored")
-    if isinstance(age_ms, int) and age_ms >= 0:
-        headers["age"] = str(age_ms // 1000)
-    return headers
+    age_ms = age_ms if isinstance(age_ms, int) and age_ms >= 0 else None
+    return cache_headers(status, age_ms, may_store=told.status == "succeeded") if isinstance(status, str) else {}
 
 
 def _check_id(request: Request, request_id: str) -> None:
@@ -229,8 +221,3 @@ def _preferred_wait_s(request: Request) -> int | None:
                 # The first one counts.
                 return int(text) if _WAIT.fullmatch(text) else None
     return None
-
-
-def _traceparent(request: Request) -> bytes | None:
-    given = request.headers.get("traceparent", "")
-    return given.encode() if _TRACEPARENT.fullmatch(given) else None

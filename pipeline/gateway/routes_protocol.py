@@ -9,7 +9,6 @@ What Triton can be told to do besides (load, unload, shared memory, traces) is r
 """
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -24,21 +23,21 @@ from starlette.responses import Response
 from pipeline.core.stored_result import StoredResult
 from pipeline.gateway.bodies import BINARY, BINARY_HEADER_NAME, JSON
 from pipeline.gateway.deps import GatewayDeps
-from pipeline.gateway.inferences import Receipt, Submission
+from pipeline.gateway.exchange_headers import traceparent_of
+from pipeline.gateway.inferences import Submission
 from pipeline.gateway.limits import slot_of
 from pipeline.gateway.long_polls import result_within
 from pipeline.gateway.problem import HttpCode, Problem, invalid_request
 from pipeline.gateway.protocol_answer import ProtocolAnswer, accepted_encoding, answer_of, compressed
 from pipeline.gateway.protocol_models import Fleet, make_fleet
 from pipeline.gateway.protocol_request import ModelAddress, changes_of, model_address, to_record
-from pipeline.gateway.routes_inferences import links_of
+from pipeline.gateway.routes_inferences import links_of, receipt_response
 from schemas.errors import ErrorCode
 
 _MODEL = "/v2/models/{model_name}"
 _VERSION = _MODEL + "/versions/{model_version}"
 # Compressing 64 KiB takes 1-2 ms, 8 MiB 0.1-0.2 s: that much is done beside the event loop.
 _COMPRESSED_INLINE_MAX = 64 << 10
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 # As Triton lists them: what of its extensions is served. Of model_repository the index alone, as by a Triton that is
 # not in explicit mode.
 _EXTENSIONS = (
@@ -198,14 +197,14 @@ async def _infer(deps: GatewayDeps, request: Request) -> Response:
             identity.tenant,
             identity.source_ip,
             changes=changes,
-            traceparent=_traceparent(request.headers),
+            traceparent=traceparent_of(request.headers),
         )
     )
     slot_of(request).request_id = receipt.id
     del body, record
     deps.limits.let_go(request)
     if at_once:
-        return _accepted(receipt)
+        return receipt_response(receipt, **{"preference-applied": "respond-async"})
     wait_s = changes["timeout_ms"] / 1e3 if "timeout_ms" in changes else deps.settings.gateway.wait_max_s
     result = await result_within(deps, request, receipt.tenant, receipt.id, wait_s)
     if not isinstance(result, StoredResult):
@@ -298,18 +297,6 @@ def _prefers_async(headers: Headers) -> bool:
     """Whether `Prefer` (RFC 7240) asks for the receipt alone."""
     words = ",".join(headers.getlist("prefer")).lower().split(",")
     return any(word.partition(";")[0].strip() == "respond-async" for word in words)
-
-
-def _traceparent(headers: Headers) -> bytes | None:
-    given = headers.get("traceparent", "")
-    return given.encode() if _TRACEPARENT.fullmatch(given) else None
-
-
-def _accepted(receipt: Receipt) -> Response:
-    """The 202 of /v1."""
-    links = links_of(receipt.id)
-    headers = {"Location": links["self"], "Preference-Applied": "respond-async", "Cache-Control": "no-store"}
-    return _json({"id": receipt.id, "status": "accepted", "links": links}, 202, headers)
 
 
 def _unanswered(deps: GatewayDeps, request_id: str, wait_s: float) -> Problem:
