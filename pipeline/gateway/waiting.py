@@ -120,9 +120,10 @@ class Waiting:
         while True:
             self._changed.clear()
             now = self._clock.monotonic()
-            due = [awaited for awaited in self._awaited.values() if awaited.look_at <= now]
-            if due:
-                await self._look(due)
+            if any(awaited.look_at <= now for awaited in self._awaited.values()):
+                # With all that would be due until the next look: one for all of them, not one for each that came.
+                soon = now + self._poll_s
+                await self._look([awaited for awaited in self._awaited.values() if awaited.look_at <= soon])
                 continue
             pause_s = min((awaited.look_at - now for awaited in self._awaited.values()), default=None)
             try:

@@ -11,6 +11,7 @@ from pipeline.core.stored_result import StoredResult
 from pipeline.gateway.delivery_metrics import DeliveryMetrics
 from pipeline.gateway.waiting import Asked, Waiting
 from tests.contracts.result_store import a_name, a_result
+from tests.simulation.virtual_time import simulated, the_clock
 
 LONG_S = 10.0
 
@@ -81,6 +82,24 @@ async def test_store_is_asked_for_all_at_once_until_it_has_them() -> None:
         assert store.looks[1] == {a_name(number) for number in range(50)}
         store.results = {a_name(number): a_result(number) for number in range(50)}
         assert await asyncio.gather(*tasks) == [a_result(number) for number in range(50)]
+
+
+@simulated
+async def test_who_came_apart_is_looked_for_together() -> None:
+    """Names that came one after the other share every look, however many there are."""
+    store = Store()
+    waiting = Waiting(store.ask, the_clock(), DeliveryMetrics(), poll_s=0.1)
+    running = asyncio.create_task(waiting.run())
+    tasks = []
+    for number in range(5):
+        tasks.append(asyncio.create_task(wait_for(waiting, number, by_reply=False)))
+        await asyncio.sleep(0.015)
+    await asyncio.sleep(0.5)
+    for task in (*tasks, running):
+        task.cancel()
+    await asyncio.wait((*tasks, running))
+    assert len(store.looks) > 3
+    assert store.looks == [{a_name(number) for number in range(5)}] * len(store.looks)
 
 
 async def test_overdue_copy_is_looked_for_in_the_store() -> None:
