@@ -57,6 +57,7 @@ class HeldClient(InferenceClient[SubmittedToKafka]):
             return await super().ask_record(record, timeout_s)
         except asyncio.CancelledError:
             self.cancelled.append(record.id)
+            self._news.set()
             raise
 
     def answer(self, request_id: str, outcome: Outcome | None = None) -> None:
@@ -66,6 +67,12 @@ class HeldClient(InferenceClient[SubmittedToKafka]):
     async def until_asked(self, count: int) -> None:
         """Returns when so many requests came."""
         while len(self.asked) < count:
+            self._news.clear()
+            await self._news.wait()
+
+    async def until_cancelled(self, count: int) -> None:
+        """Returns when so many are not waited for any more."""
+        while len(self.cancelled) < count:
             self._news.clear()
             await self._news.wait()
 

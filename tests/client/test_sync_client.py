@@ -247,8 +247,9 @@ def test_leaving_a_map_stops_what_is_out() -> None:
 
         answers = client.map("m", source(), concurrency=3, id_of=str)
         assert next(answers).id == "0"
+        client.run(lambda: held.until_asked(3))  # one that was cancelled before it began has asked nothing
         answers.close()
-        client.run(lambda: asyncio.sleep(0))
+        client.run(lambda: held.until_cancelled(2))
         assert sorted(held.cancelled) == ["1", "2"]
 
 
