@@ -128,7 +128,7 @@ def build_record(
     value += b"".join(tail)
     request = _read_back(value, binary_headers)
     return RequestRecord(
-        request_id, _key(request, tensors), value, _headers(request_id, model_name, now, binary_headers)
+        request_id, _key(request, tensors), value, request_headers(request_id, model_name, now, binary_headers)
     )
 
 
@@ -162,7 +162,7 @@ def record_from_json(
         body = _dumps(changes)[:-1] + b"," + body.lstrip()[1:]
     key = _key(request, [tensor.to_tensor() for tensor in request.inputs])
     return RequestRecord(
-        request.id or request_id, key, body, _headers(request.id or request_id, request.model_name, now, [])
+        request.id or request_id, key, body, request_headers(request.id or request_id, request.model_name, now, [])
     )
 
 
@@ -208,11 +208,20 @@ def _key(request: DecodedRequest, tensors: Sequence[Tensor]) -> bytes:
     return partition_key(request.tenant, request.model_name, content).encode()
 
 
-def _headers(request_id: str, model_name: str, now: float, binary: Headers) -> Headers:
+def request_headers(request_id: str, model_name: str, now: float, binary: Headers, source: str = SOURCE) -> Headers:
+    """A request's headers: CloudEvents 1.0, Kafka binding in binary mode.
+
+    Args:
+        request_id: its id.
+        model_name: the model.
+        now: Unix seconds.
+        binary: the header of the binary form, or none.
+        source: which component sends it.
+    """
     return [
         ("ce_specversion", b"1.0"),
         ("ce_id", request_id.encode()),
-        ("ce_source", SOURCE.encode()),
+        ("ce_source", source.encode()),
         ("ce_type", b"inference.request.v1"),
         ("ce_time", utc_text(now).encode()),
         ("ce_subject", model_name.encode("utf-8", "replace")),

@@ -139,7 +139,8 @@ def _members(json_text: memoryview) -> dict[str, _Value]:
         try:
             return dict(_object(json_text))
         except (msgspec.MsgspecError, ValueError):
-            # msgspec takes no half of a surrogate pair, which BYTES may have, and which records may have.
+            # msgspec takes no half of a surrogate pair, which JSON's grammar allows. What becomes of it is decided
+            # where records are read, in their words: they refuse it, too.
             if _SURROGATE.search(json_text) is None:
                 raise
             return _spans(str(json_text, "utf-8"))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from pipeline.client.records import Headers, RequestRecord
+from pipeline.client.records import Headers, RequestRecord, request_headers
 from pipeline.core.cache_key import content_digest, partition_key, request_digest
 from pipeline.core.cache_policy import parse_cache_control
 from pipeline.core.exchange import is_place, utc_text
@@ -20,7 +20,7 @@ from schemas.decoded import DecodedRequest
 from schemas.errors import ErrorCode, WireError
 from schemas.request import BINARY_HEADER, ReplyTo, UndecodableRecordError, binary_header_length, decode_request
 
-SOURCE = b"/inference/gateway"
+SOURCE = "/inference/gateway"
 # What our members add to a body at most: id and tenant of 128 characters, up to 12 bytes each where they are escaped,
 # a cache_control of 256, times and numbers. They are the gateway's, and count into the record's overhead of 64 KiB.
 MEMBERS_BYTES_MAX = 8192
@@ -136,7 +136,9 @@ def prepare_request(
         )
     content = _content_of(request)
     value, binary = _with_members(submission, members)
-    headers = _headers(request, now, binary, submission.traceparent)
+    headers = request_headers(request.id, request.model_name, now, binary, SOURCE)
+    if submission.traceparent is not None:
+        headers.append(("traceparent", submission.traceparent))
     key = partition_key(request.tenant, request.model_name, content).encode()
     digest = bytes.fromhex(request_digest(request, content))
     record = RequestRecord(request.id, key, value, headers)
@@ -252,20 +254,3 @@ def _written_anew(body: bytes, members: Mapping[str, Any]) -> bytes:
 
 def _dumps(value: Any) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode()
-
-
-def _headers(request: DecodedRequest, now: float, binary: Headers, traceparent: bytes | None) -> Headers:
-    assert request.id is not None, "given or made"
-    headers: Headers = [
-        ("ce_specversion", b"1.0"),
-        ("ce_id", request.id.encode()),
-        ("ce_source", SOURCE),
-        ("ce_type", b"inference.request.v1"),
-        ("ce_time", utc_text(now).encode()),
-        ("ce_subject", request.model_name.encode("utf-8", "replace")),
-        ("content-type", b"application/octet-stream" if binary else b"application/json"),
-        *binary,
-    ]
-    if traceparent is not None:
-        headers.append(("traceparent", traceparent))
-    return headers
