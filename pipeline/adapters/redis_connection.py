@@ -236,7 +236,7 @@ class RedisGate:
         closed: what is not done while it is open, for the log.
         rng: the pauses' jitter.
         clock: this process's time.
-        errors: are counted here, by kind.
+        errors: are counted here, by kind; None: by nobody.
         meanwhile: what is done instead, for the log.
     """
 
@@ -245,7 +245,7 @@ class RedisGate:
         closed: str,
         rng: random.Random,
         clock: Clock,
-        errors: dict[tuple[str, ...], int],
+        errors: dict[tuple[str, ...], int] | None = None,
         meanwhile: str = "answers are computed instead",
     ) -> None:
         self.breaker = CircuitBreaker(BreakerPolicy(), rng.random)
@@ -271,7 +271,8 @@ class RedisGate:
     def failed(self, error: Exception) -> None:
         """Not answered, or refused."""
         was, now = self.breaker.state, self._clock.monotonic()
-        self._errors[error_kind(error),] += 1
+        if self._errors is not None:
+            self._errors[error_kind(error),] += 1
         self.breaker.failed(now)
         self._tell(was, now, cause_of(error))
 

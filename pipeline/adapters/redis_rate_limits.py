@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-from collections import defaultdict
 
 from redis.exceptions import RedisError
 
@@ -46,9 +45,8 @@ class RateLimits:
         self._client = client_of(settings) if settings is not None else None
         self._prefix = f"{prefix}rate:".encode()
         self._clock = clock
-        self.errors: defaultdict[tuple[str, ...], int] = defaultdict(int)
         meanwhile = "each gateway counts for itself"
-        self._gate = RedisGate("rates are not counted in Redis", rng, clock, self.errors, meanwhile)
+        self._gate = RedisGate("rates are not counted in Redis", rng, clock, meanwhile=meanwhile)
         self._own: dict[str, float] = {}
 
     async def retry_after_s(self, tenant: str, rate: Rate) -> float:

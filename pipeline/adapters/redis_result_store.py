@@ -7,7 +7,6 @@ in pieces, so that neither the server's buffers nor the second in which a reply 
 """
 
 import asyncio
-import logging
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -15,14 +14,12 @@ from typing import Any
 
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from pipeline.adapters.redis_connection import address_of, cause_of, client_of, exchange_on, packed
+from pipeline.adapters.redis_connection import RedisGate, address_of, cause_of, client_of, exchange_on, packed
 from pipeline.config import RedisSettings
-from pipeline.core.circuit_breaker import BreakerPolicy, Circuit, CircuitBreaker
+from pipeline.core.circuit_breaker import Circuit
 from pipeline.core.stored_result import Pending, StoredResult, decode_entry, encode_entry
 from pipeline.errors import ResultStoreError
 from pipeline.ports import Clock
-
-_log = logging.getLogger(__name__)
 
 # A pipeline of look-ups: 64 first pieces are 4 MiB of replies at most, 3-12 ms on the same host.
 _COMMANDS_MAX = 64
@@ -69,8 +66,8 @@ class RedisResultStore:
         self._ttl_ms = b"%d" % max(round(ttl_s * 1000), 1)
         self._clock = clock
         self._where = f"the result store at {address_of(redis)}"
-        self._breaker = CircuitBreaker(BreakerPolicy(), rng.random)
-        self._since = 0.0
+        meanwhile = "results are looked for in the log"
+        self._gate = RedisGate(f"{self._where} is not asked", rng, clock, meanwhile=meanwhile)
         self._small = _Pipeline(self)
         self._looks = _Pipeline(self)
         self._large_reads = asyncio.Semaphore(_LARGE_READS_MAX)
@@ -142,9 +139,9 @@ class RedisResultStore:
             ResultRefused, ResultStoreError: see `keep`.
         """
         now = self._clock.monotonic()
-        if not self._breaker.allows(now):
+        if not self._gate.breaker.allows(now):
             raise ResultStoreError(f"{self._where} is not asked at present: it did not answer")
-        self._breaker.asking(now)
+        self._gate.breaker.asking(now)
         replies: list[Any] = []
         try:
             async with exchange_on(self._client) as exchange:
@@ -155,12 +152,12 @@ class RedisResultStore:
                     replies.append(await exchange.reply())
                     exchange.goes_on()
         except (RedisError, OSError, EOFError) as error:  # TimeoutError is an OSError
-            self._failed(error)
+            self._gate.failed(error)
             raise ResultStoreError(f"{self._where}: {cause_of(error)}") from error
         except BaseException:
             # Cancelled, or a mistake of ours: says nothing about the server, but a probe must have an outcome.
-            if self._breaker.state is Circuit.HALF_OPEN:
-                self._breaker.failed(self._clock.monotonic())
+            if self._gate.breaker.state is Circuit.HALF_OPEN:
+                self._gate.breaker.failed(self._clock.monotonic())
             raise
         self._judge(replies)
         return replies
@@ -170,26 +167,13 @@ class RedisResultStore:
         refusals = [reply for reply in replies if isinstance(reply, ResponseError) and not _is_foreign(reply)]
         refusal = refusals[0] if refusals else None
         if refusal is None:
-            self._answered()
+            self._gate.answered()
             return
         if isinstance(refusal, OutOfMemoryError):
-            self._answered()
+            self._gate.answered()
             raise ResultRefused(f"{self._where} is full: {cause_of(refusal)}") from refusal
-        self._failed(refusal)
+        self._gate.failed(refusal)
         raise ResultStoreError(f"{self._where}: {cause_of(refusal)}") from refusal
-
-    def _answered(self) -> None:
-        was = self._breaker.state
-        self._breaker.answered()
-        if was is not Circuit.CLOSED and self._breaker.state is Circuit.CLOSED:
-            _log.warning("%s answers again after %.1f s", self._where, self._clock.monotonic() - self._since)
-
-    def _failed(self, error: Exception) -> None:
-        was, now = self._breaker.state, self._clock.monotonic()
-        self._breaker.failed(now)
-        if was is Circuit.CLOSED and self._breaker.state is not Circuit.CLOSED:
-            self._since = now
-            _log.warning("%s is not asked until it answers; the log is, instead: %s", self._where, cause_of(error))
 
 
 class _Pipeline:
