@@ -14,7 +14,7 @@ from typing import NamedTuple
 import aiohttp
 
 from pipeline.client.errors import GatewayRefused, GatewayUnavailable, IdReused, ResultGone
-from pipeline.client.retrying import Backoff, retry_after_s
+from pipeline.client.retrying import Backoff, asked_for_s
 from pipeline.errors import InferenceFailed, PipelineError
 from schemas.errors import ErrorCode
 
@@ -79,7 +79,7 @@ class GatewayRoutes:
         while True:
             if self._session.closed:
                 raise GatewayUnavailable("this client was closed")
-            asked_for_s = 0.0
+            pause_asked_for_s = 0.0
             try:
                 attempt_ends_at = min(ends_at, loop.time() + wait_s + self._attempt_timeout_s)
                 async with asyncio.timeout_at(attempt_ends_at):
@@ -92,8 +92,8 @@ class GatewayRoutes:
                 if reply.status not in _WORTH_ANOTHER_TRY:
                     return reply
                 trouble = error_of(request_id, reply)
-                asked_for_s = retry_after_s(reply.headers.get("Retry-After"), time.time())
-            pause_s = backoff.next_s(asked_for_s)
+                pause_asked_for_s = asked_for_s(reply.headers.get("Retry-After"), time.time())
+            pause_s = backoff.next_s(pause_asked_for_s)
             if loop.time() + pause_s >= ends_at:
                 raise trouble
             await asyncio.sleep(pause_s)

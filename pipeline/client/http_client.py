@@ -23,7 +23,7 @@ from pipeline.client.interface import InferenceClient
 from pipeline.client.pending import ResultRecord
 from pipeline.client.records import RequestRecord
 from pipeline.client.results import header
-from pipeline.client.retrying import Backoff, retry_after_s
+from pipeline.client.retrying import Backoff, asked_for_s
 from pipeline.client.submitted import Submitted
 from pipeline.errors import SettingsError
 
@@ -185,9 +185,9 @@ class HttpClient(InferenceClient[SubmittedToGateway]):
             if reply.status not in {202, 404}:
                 raise error_of(request_id, reply)
             if (now := loop.time()) - asked_at < _EARLY_S:
-                asked_for_s = retry_after_s(reply.headers.get("Retry-After"), time.time())
+                pause_asked_for_s = asked_for_s(reply.headers.get("Retry-After"), time.time())
                 # Near the end a last look is worth more than the pause that was asked for.
-                pause_s = backoff.next_s(asked_for_s if asked_for_s < (ends_at - now) / 2 else 0.0)
+                pause_s = backoff.next_s(pause_asked_for_s if pause_asked_for_s < (ends_at - now) / 2 else 0.0)
                 await asyncio.sleep(min(pause_s, max(0.0, ends_at - now)))
             else:
                 backoff.reset()

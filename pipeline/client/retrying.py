@@ -1,9 +1,12 @@
 """How long to wait before something is tried again. Pure: clock and randomness are given."""
 
 import math
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from random import Random
+
+from pipeline.core.retry_after import retry_after_s
+
+# More are 30 years: nobody means that.
+_DIGITS_MAX = 9
 
 
 class Backoff:
@@ -32,20 +35,14 @@ class Backoff:
         self._longest_s = self._first_s
 
 
-def retry_after_s(text: str | None, now: float) -> float:
-    """A `Retry-After` header as seconds from `now` (Unix seconds); 0 where there is none that can be read.
+def asked_for_s(header: str | None, now: float) -> float:
+    """The seconds that a `Retry-After` asks for, whole ones; 0 where there is none that can be meant.
 
-    RFC 9110 section 10.2.3: a number of seconds, or a date.
+    Args:
+        header: its text.
+        now: Unix seconds.
     """
-    if text is None:
+    text = (header or "").strip()
+    if text.isdigit() and len(text) > _DIGITS_MAX:
         return 0.0
-    text = text.strip()
-    # Not float(): "1e9", "nan" and "-1" are no delay-seconds. 9 digits are 30 years.
-    if text.isascii() and text.isdigit() and len(text) <= 9:
-        return float(text)
-    try:
-        date = parsedate_to_datetime(text)
-    except ValueError:
-        return 0.0
-    seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)) - datetime.fromtimestamp(now, UTC)
-    return max(0.0, math.ceil(seconds.total_seconds()))
+    return math.ceil(retry_after_s(text, now) or 0.0)

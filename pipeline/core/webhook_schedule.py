@@ -14,9 +14,9 @@ where they lead was not checked.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Literal, NamedTuple
+
+from pipeline.core.retry_after import retry_after_s
 
 # Receivers that failed together do not come back together.
 _JITTER = 0.1
@@ -175,25 +175,6 @@ def outcome_word(outcome: Outcome) -> str:
     if isinstance(outcome, Answered):
         return f"{outcome.status // 100}xx" if 200 <= outcome.status < 600 else "other"
     return "refused" if isinstance(outcome, Refused) else outcome.kind
-
-
-def retry_after_s(text: str, now: float) -> float | None:
-    """Seconds that a `Retry-After` asks for, never negative; None for what is none (RFC 9110, section 10.2.3).
-
-    Args:
-        text: seconds or an HTTP date.
-        now: Unix seconds.
-    """
-    text = text.strip()
-    if text.isascii() and text.isdecimal():
-        return float(text[:12])
-    try:
-        at = parsedate_to_datetime(text)
-        # A date without a zone is GMT, as an HTTP date always is.
-        seconds = (at.replace(tzinfo=UTC) if at.tzinfo is None else at).timestamp()
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-    return max(seconds - now, 0.0)
 
 
 def tier_name(seconds: float) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.client import InferenceFailed, KafkaUnavailable, Progress
 from pipeline.client.records import RequestRecord
-from pipeline.client.retrying import Backoff, retry_after_s
+from pipeline.client.retrying import Backoff, asked_for_s
 from schemas.request import decode_request
 from schemas.result import InferenceResult
 from tests.client.held_client import HeldClient, Outcome, success
@@ -283,4 +283,4 @@ def test_pauses_grow_to_a_bound_behind_what_was_asked_for() -> None:
 )  # fmt: skip
 def test_retry_after_is_seconds_or_a_date(text: str | None, seconds: float) -> None:
     """Both forms of RFC 9110 are read; anything else asks for nothing."""
-    assert retry_after_s(text, now=30.0) == seconds
+    assert asked_for_s(text, now=30.0) == seconds

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import WebhookSettings
+from pipeline.core.retry_after import retry_after_s
 from pipeline.core.webhook_schedule import (
     BUSY_S_MAX,
     RETRY_AFTER_S_MAX,
@@ -21,7 +22,6 @@ from pipeline.core.webhook_schedule import (
     RetrySchedule,
     Unanswered,
     outcome_word,
-    retry_after_s,
     tier_name,
 )
 
