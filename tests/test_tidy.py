@@ -34,11 +34,12 @@ SHARED_ADAPTERS = {
     "pipeline.adapters.kafka",
     "pipeline.adapters.compacted_topic",
     "pipeline.adapters.redis_connection",
+    "pipeline.adapters.triton_channel",
 }
 # The core computes. Types and pure conversions of these modules are no I/O and no clock.
 CORE_MODULES = {"asyncio", "os", "time", "socket", "threading", "subprocess", "random", "uuid", "secrets", "pathlib"}
 CORE_ALLOWED = {("time", "gmtime"), ("time", "strftime"), ("random", "Random"), ("uuid", "UUID")}
-TRITON_ADAPTERS = ("pipeline/adapters/triton.py", "pipeline/adapters/triton_metadata.py")
+TRITON_ADAPTERS = tuple(f"pipeline/adapters/{name}.py" for name in ("triton", "triton_channel", "triton_metadata"))
 ONLY_IN = {
     "faust": ("pipeline/worker/",),
     "mode": ("pipeline/worker/",),

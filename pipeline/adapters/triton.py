@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2
 
+from pipeline.adapters.triton_channel import channel_credentials, open_channel
 from pipeline.config import TlsSettings
 from pipeline.core.infer_messages import (
     Place,
@@ -27,7 +28,6 @@ from pipeline.errors import (
     ModelFailed,
     ModelNotReady,
     ServerUnavailable,
-    SettingsError,
 )
 from pipeline.ports import InferenceCall
 from schemas.tensor import Tensor
@@ -112,8 +112,9 @@ class TritonServer:
         shared: "Callable[[TritonRegions], SharedMemory] | None" = None,
     ) -> None:
         self._name = name
-        self._small = _channel(address, tls)
-        self._large = _channel(address, tls)
+        credentials = None if tls is None else channel_credentials(tls)
+        self._small = open_channel(address, credentials, _CHANNEL_OPTIONS)
+        self._large = open_channel(address, credentials, _CHANNEL_OPTIONS)
         self._infer_small = _method(self._small, "ModelInfer")
         self._infer_large = _method(self._large, "ModelInfer")
         self._shared = None if shared is None else shared(TritonRegions(name, self._small))
@@ -266,28 +267,6 @@ class TritonRegions:
 def instance_names(urls: Sequence[str]) -> list[str]:
     """The names of a fleet's instances: triton-0, triton-1, … in the order of their addresses."""
     return [f"triton-{index}" for index in range(len(urls))]
-
-
-def channel_credentials(tls: TlsSettings) -> grpc.ChannelCredentials | None:
-    """What a gRPC channel to a Triton with TLS needs; None without TLS.
-
-    Raises:
-        SettingsError: a file cannot be read.
-    """
-    if not tls.enabled:
-        return None
-    try:
-        files = (tls.ca_file, tls.key_file, tls.cert_file)
-        return grpc.ssl_channel_credentials(*(path.read_bytes() if path else None for path in files))
-    except OSError as error:
-        raise SettingsError(f"settings triton.tls: {error}") from None
-
-
-def _channel(address: str, tls: TlsSettings | None) -> grpc.aio.Channel:
-    credentials = channel_credentials(tls) if tls is not None else None
-    if credentials is None:
-        return grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
 
 
 def _method(channel: grpc.aio.Channel, name: str) -> Any:

@@ -11,6 +11,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from pipeline.adapters.triton_channel import open_channel
 from pipeline.errors import InferenceServerError, ModelFailed, ModelNotReady, ServerUnavailable
 
 # Sizes: the statistics of 1,000 models are 1 MB, gRPC's own limit is 4. Reconnecting as the inferences' client does it:
@@ -36,11 +37,7 @@ class TritonMetadata:
 
     def __init__(self, name: str, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         self.name = name
-        self._channel = (
-            grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
-            if credentials is not None
-            else grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        )
+        self._channel = open_channel(address, credentials, _CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def config(self, model_name: str, version: str, timeout_s: float) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _tritons(settings: Settings, running: StackState | None) -> list[Awaitable[P
 
 
 async def _triton_is_ready(address: str, settings: Settings) -> None:
-    from pipeline.adapters.triton import channel_credentials
+    from pipeline.adapters.triton_channel import channel_credentials
     from pipeline.watcher.fleet.triton_control import TritonControl
 
     async with TritonControl(address, channel_credentials(settings.triton.tls)) as server:

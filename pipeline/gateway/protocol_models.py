@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from pipeline.adapters.kafka import client_options
 from pipeline.adapters.models_topic import ModelsFollower
-from pipeline.adapters.triton import channel_credentials, instance_names
+from pipeline.adapters.triton import instance_names
+from pipeline.adapters.triton_channel import channel_credentials
 from pipeline.adapters.triton_metadata import TritonMetadata
 from pipeline.config import Settings
 from pipeline.core.catalog import ModelCatalog, ServedVersion

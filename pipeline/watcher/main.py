@@ -24,7 +24,8 @@ from pipeline.adapters.control_topic import ControlFollower
 from pipeline.adapters.event_topic import EventTopic
 from pipeline.adapters.kafka import client_options
 from pipeline.adapters.status_http import StatusServer
-from pipeline.adapters.triton import channel_credentials, instance_names
+from pipeline.adapters.triton import instance_names
+from pipeline.adapters.triton_channel import channel_credentials
 from pipeline.config import Settings
 from pipeline.core.model_events import ModelEvents
 from pipeline.core.version_life import next_step_at, promoted, with_canary, without_canary

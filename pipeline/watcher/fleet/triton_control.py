@@ -11,6 +11,7 @@ from typing import Any, Self
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from pipeline.adapters.triton_channel import open_channel
 from pipeline.core.infer_messages import set_parameters
 from pipeline.core.model_config import ModelConfig
 from pipeline.errors import InferenceServerError, InvalidTensor, ModelFailed, ModelNotReady, ServerUnavailable
@@ -53,11 +54,7 @@ class TritonControl:
 
     def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
         self.address = address
-        self._channel = (
-            grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
-            if credentials is not None
-            else grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
-        )
+        self._channel = open_channel(address, credentials, _CHANNEL_OPTIONS)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
