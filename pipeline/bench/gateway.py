@@ -4,28 +4,29 @@ Both ways are HTTP -> Kafka -> another process -> Kafka -> HTTP, in turn, at the
 Inference Protocol's route with a result store, checks, ids, a reservation, and a worker that answers from its cache.
 """
 
-import socket
 from contextlib import AsyncExitStack
-from statistics import quantiles
+from functools import partial
 
 import orjson
 
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Bar, Figure, paired
 from pipeline.bench.http_load import HttpLoop
+from pipeline.bench.latency_phases import in_turn, skipped
 from pipeline.bench.rig import Rig, valkey_on
 from pipeline.bench.workload import MODEL, images
+from pipeline.stack.ports import PortBook
 
 _P99_BAR = Bar("ratio_at_most", 2.5)
-# At the beginning of a phase, connections and code that rested wake up; that is neither side's latency.
-_SKIPPED_S = 0.5
+_PORTS = (("gateway", 8080), ("bare-gateway", 8180))
 
 
 async def measure(rig: Rig, effort: Effort) -> list[Figure]:
     """Both figures, from the same phases."""
     ours, plain = await rig.topics("gateway"), await rig.topics("bare")
     source, target = plain.topic("requests"), plain.topic("results")
-    ports = _free_port(), _free_port()
+    book = PortBook(rig.folder / "ports.json")
+    ports = [book.take(name, preferred) for name, preferred in _PORTS]
     async with AsyncExitStack() as closing:
         redis = await closing.enter_async_context(valkey_on(rig.settings, rig.folder))
         variables = {
@@ -52,19 +53,13 @@ async def measure(rig: Rig, effort: Effort) -> list[Figure]:
 async def _phases(rig: Rig, effort: Effort, loops: dict[str, HttpLoop]) -> list[Figure]:
     distinct = [_body(image.ravel().tolist()) for image in images(effort.gateway_distinct)]
     count = int(effort.latency_seconds * effort.gateway_rate)
-    skip = min(int(_SKIPPED_S * effort.gateway_rate), count // 2)
+    skip = skipped(count, effort.gateway_rate)
     bodies = [distinct[number % len(distinct)] for number in range(count)]
     for loop in loops.values():
         await loop.first_answer(distinct[0])
         await loop.run(distinct, effort.gateway_rate, 0)  # from now on there are only hits
-    p50: dict[str, list[float]] = {name: [] for name in loops}
-    p99: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(effort.latency_pairs):
-        for name, loop in loops.items():
-            cuts = quantiles(await loop.run(bodies, effort.gateway_rate, skip), n=100)
-            p50[name].append(cuts[49])
-            p99[name].append(cuts[98])
-            rig.tell(f"gateway.hit: {name}: p50 {cuts[49]:.2f} ms, p99 {cuts[98]:.2f} ms")
+    ways = {name: partial(loop.run, bodies, effort.gateway_rate, skip) for name, loop in loops.items()}
+    p50, p99 = await in_turn(ways, effort.latency_pairs, lambda line: rig.tell(f"gateway.hit: {line}"))
     what = f"of {effort.gateway_rate}/s open loop, {effort.latency_seconds:g} s each phase, from due to the last byte"
     bare = "one FastAPI route that produces to Kafka and waits for a bare echo"
     return [
@@ -78,10 +73,3 @@ async def _phases(rig: Rig, effort: Effort, loops: dict[str, HttpLoop]) -> list[
 def _body(pixels: list[float]) -> bytes:
     tensor = {"name": "image", "datatype": "FP32", "shape": [1, len(pixels)], "data": pixels}
     return orjson.dumps({"inputs": [tensor]})
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

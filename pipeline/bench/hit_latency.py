@@ -1,12 +1,13 @@
 """`hit.latency_p50` and `hit.latency_p99`: a worker beside a bare echo, in turn, at the same open-loop rate."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
-from statistics import quantiles
 
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Bar, Figure, paired
 from pipeline.bench.kafka_load import OpenLoop, first_answer
+from pipeline.bench.latency_phases import in_turn, skipped
 from pipeline.bench.rig import Rig
 from pipeline.bench.workload import RequestRecords
 from pipeline.client.records import RequestRecord
@@ -14,8 +15,6 @@ from pipeline.config import Settings
 
 _P50_BAR = Bar("ratio_at_most", 1.5)
 _P99_BAR = Bar("ratio_at_most", 2.0)
-# At the beginning of a phase, connections and code that rested wake up; that is neither side's latency.
-_SKIPPED_S = 0.5
 
 
 async def measure(rig: Rig, effort: Effort) -> list[Figure]:
@@ -44,18 +43,18 @@ def _open_loop(settings: Settings, closing: AsyncExitStack) -> OpenLoop:
 async def _phases(rig: Rig, effort: Effort, loops: dict[str, OpenLoop]) -> list[Figure]:
     records = RequestRecords(effort.distinct)
     count = int(effort.latency_seconds * effort.latency_rate)
-    skip = min(int(_SKIPPED_S * effort.latency_rate), count // 2)
+    skip = skipped(count, effort.latency_rate)
     for loop in loops.values():
         await _warm(loop, list(records.take(effort.distinct)))
-    p50: dict[str, list[float]] = {name: [] for name in loops}
-    p99: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(effort.latency_pairs):
-        for name, loop in loops.items():
-            millis = await asyncio.to_thread(loop.run, list(records.take(count)), effort.latency_rate, skip)
-            cuts = quantiles(millis, n=100)
-            p50[name].append(cuts[49])
-            p99[name].append(cuts[98])
-            rig.tell(f"hit.latency: {name}: p50 {cuts[49]:.2f} ms, p99 {cuts[98]:.2f} ms")
+
+    def phase(loop: OpenLoop) -> Callable[[], Awaitable[list[float]]]:
+        return lambda: asyncio.to_thread(loop.run, list(records.take(count)), effort.latency_rate, skip)
+
+    p50, p99 = await in_turn(
+        {name: phase(loop) for name, loop in loops.items()},
+        effort.latency_pairs,
+        lambda line: rig.tell(f"hit.latency: {line}"),
+    )
     what = f"of {effort.latency_rate}/s open loop, {effort.latency_seconds:g} s each phase, from due to answered"
     plain = "a bare aiokafka echo: getmany, send"
     return [
