@@ -188,7 +188,7 @@ class InferenceEngine:
             tensors = check_inputs(version, request)
         outputs = requested_outputs(version, request)
         encoded = version.all_outputs_encoded if outputs is version.all_outputs else encode_outputs(outputs)
-        prepared.input_bytes = sum([len(tensor.raw) for tensor in tensors])
+        prepared.input_bytes = input_bytes = sum([len(tensor.raw) for tensor in tensors])
         key: bytes | None = None
         stored: StoredAnswer | None = None
         if not enabled or not version.signature.cacheable:
@@ -205,7 +205,9 @@ class InferenceEngine:
         member = Member(waiter, request, "bypass", policy, enabled, deadline, 0.0, resolve_at)
         if key is not None and self._flights.join(key, member):
             return None
-        flight = Flight(key, request.tenant, version, tensors, outputs, encoded, parameters.keyed, parameters.server)
+        flight = Flight(
+            key, request.tenant, version, tensors, outputs, encoded, parameters.keyed, parameters.server, input_bytes
+        )
         flight.replaces = stored is not None or not policy.read
         return self._flights.take_off(flight, member)
 

@@ -142,7 +142,7 @@ def _flight(version: ServedVersion, image: npt.NDArray[Any]) -> Flight:
         model_name=MODEL, inputs=[InputTensor(name="image", datatype="FP32", shape=list(image.shape))]
     )
     outputs = version.all_outputs
-    flight = Flight(None, None, version, (tensor,), outputs, encode_outputs(outputs), {}, {})
+    flight = Flight(None, None, version, (tensor,), outputs, encode_outputs(outputs), {}, {}, len(tensor.raw))
     flight.join(
         Member(
             waiter=_Nobody(),

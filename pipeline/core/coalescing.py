@@ -82,12 +82,12 @@ class Flight:
     outputs_encoded: bytes
     parameters: Parameters
     server_parameters: Parameters
+    size_bytes: int
     members: list[Member] = field(default_factory=list)
     replaces: bool = False
     looking: bool = False
     forgotten: bool = False
     rows: int = field(init=False)
-    size_bytes: int = field(init=False)
     queued_at: float = 0.0
     unavailable: str | None = None
     tries: int = 0
@@ -95,7 +95,6 @@ class Flight:
     def __post_init__(self) -> None:
         shape = self.tensors[0].shape
         self.rows = shape[0] if shape and self.version.signature.max_batch_size else 1
-        self.size_bytes = sum([len(tensor.raw) for tensor in self.tensors])
 
     def join(self, member: Member) -> None:
         """One more request that this flight answers."""

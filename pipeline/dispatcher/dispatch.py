@@ -179,23 +179,21 @@ class Dispatcher:
     ) -> list[list[Flight]]:
         """The parts that are to be tried again; empty where each flight has its outcome."""
         outcome = await self._calls.call(key, flights)
-        if outcome.error is None and len(flights) > 1:
+        if outcome.error is None:
             try:
-                outcome.parts = split_tensors(outcome.outputs, [flight.rows for flight in flights])
+                rows = [flight.rows for flight in flights]
+                outcome.parts = split_tensors(outcome.outputs, rows) if len(flights) > 1 else [outcome.outputs]
             except NotSplittableError:
                 version = flights[0].version
                 self._unsplittable.add((version.model_name, version.version, version.fingerprint))
                 group.rows_max = 1
                 return [[flight] for flight in flights]
-            self.on_done(flights, outcome)
-            return []
         is_its_own = isinstance(outcome.error, InvalidTensor | ModelFailed)
         if is_its_own and len(flights) > 1:
             middle = len(flights) // 2
             return [flights[:middle], flights[middle:]]
         if is_its_own or (key.alone and outcome.error is None):
             self._judge(key, flights[0], guilty=is_its_own)
-        outcome.parts = [outcome.outputs]
         self.on_done(flights, outcome)
         return []
 
