@@ -26,10 +26,10 @@ from pipeline.core.sink_delivery import (
     Trace,
 )
 from pipeline.errors import EventStoreError
+from pipeline.outage import Outage, retry_pause_s
 from pipeline.sink.dead_letters import INVALID_EVENT, POISON_ROW, DeadLetters
 from pipeline.sink.log_tables import Difference, LogTables
 from pipeline.sink.metrics import SinkMetrics
-from pipeline.sink.outage import Outage, retry_pause_s
 from pipeline.sink.poison import LineReader
 
 _log = logging.getLogger(__name__)

@@ -17,12 +17,12 @@ from pipeline.adapters.clickhouse import ClickHouseEventStore
 from pipeline.adapters.kafka import client_options
 from pipeline.config import MIB, Settings
 from pipeline.core.event_batch import BatchLimits
+from pipeline.outage import Outage, retry_pause_s
 from pipeline.sink.commit_plan import read_commit
 from pipeline.sink.dead_letters import DeadLetters
 from pipeline.sink.lane import LaneOptions
 from pipeline.sink.log_tables import LogTables
 from pipeline.sink.metrics import SinkMetrics
-from pipeline.sink.outage import Outage, retry_pause_s
 from pipeline.sink.poison import LineReader
 from pipeline.sink.sink import EventSink
 

@@ -21,13 +21,13 @@ from pipeline.core.event_batch import EventBatch
 from pipeline.core.sink_delivery import deliver
 from pipeline.core.sink_plan import LogRange, Plan, continued, is_continued, resume
 from pipeline.errors import EventStoreError
+from pipeline.outage import Outage, retry_pause_s
 from pipeline.sink.commit_plan import CommitReader
 from pipeline.sink.dead_letters import DeadLetters
 from pipeline.sink.delivering import Deliverer
 from pipeline.sink.lane import Lane, LaneOptions
 from pipeline.sink.log_tables import LogTables
 from pipeline.sink.metrics import SinkMetrics
-from pipeline.sink.outage import Outage, retry_pause_s
 from pipeline.sink.poison import LineReader
 from pipeline.sink.self_check import SelfCheck
 

@@ -31,8 +31,8 @@ from pipeline.core.webhook_schedule import (
     outcome_word,
 )
 from pipeline.core.webhook_signature import signatures
+from pipeline.outage import Outage, retry_pause_s
 from pipeline.ports import Clock
-from pipeline.sink.outage import Outage, retry_pause_s
 from pipeline.webhooks.in_flight import HostLines
 from pipeline.webhooks.metrics import WebhookMetrics
 from schemas.headers import dead_letter_headers

@@ -15,8 +15,8 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
+from pipeline.outage import Outage
 from pipeline.ports import Clock
-from pipeline.sink.outage import Outage
 from pipeline.webhooks.backlog import Backlog
 from pipeline.webhooks.deliverer import Deliverer
 from pipeline.webhooks.in_flight import HostLines, InHand

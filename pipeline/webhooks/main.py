@@ -32,7 +32,7 @@ from pipeline.core.webhook_events import WebhookEvents
 from pipeline.core.webhook_schedule import RetrySchedule
 from pipeline.core.webhook_signature import signing_key
 from pipeline.errors import SettingsError
-from pipeline.sink.outage import Outage, retry_pause_s
+from pipeline.outage import Outage, retry_pause_s
 from pipeline.webhooks.deliverer import Deliverer, DeliveryRules
 from pipeline.webhooks.deliveries import Deliveries
 from pipeline.webhooks.in_flight import IN_HAND_MAX, HostLines, InHand

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from pipeline import outage
 from pipeline.adapters.clickhouse import ClickHouseEventStore
 from pipeline.config import ClickHouseSettings
 from pipeline.core.event_batch import BatchDraft, BatchLimits, EventBatch, EventRecord
 from pipeline.core.sink_delivery import deliver
 from pipeline.core.sink_plan import Plan
-from pipeline.sink import delivering, outage
+from pipeline.sink import delivering
 from pipeline.sink.log_tables import LogTables
 from pipeline.sink.metrics import SinkMetrics
 from pipeline.sink.migrations import migrate

@@ -17,12 +17,12 @@ from pipeline.core.event_batch import BatchDraft, BatchLimits, EventBatch, Event
 from pipeline.core.sink_delivery import deliver
 from pipeline.core.sink_plan import Plan
 from pipeline.errors import EventStoreError
+from pipeline.outage import Outage
 from pipeline.sink import delivering
 from pipeline.sink.dead_letters import DeadLetters
 from pipeline.sink.delivering import Deliverer
 from pipeline.sink.log_tables import LogTables
 from pipeline.sink.metrics import SinkMetrics
-from pipeline.sink.outage import Outage
 from pipeline.sink.poison import LineReader
 from pipeline.sink.self_check import SelfCheck
 from tests.sink.event_records import end, event, event_id, record

@@ -18,7 +18,7 @@ from pipeline.core.callback_url import CallbackUrl
 from pipeline.core.webhook_events import WebhookEvents
 from pipeline.core.webhook_schedule import Answered, Outcome, RetrySchedule, Unanswered
 from pipeline.core.webhook_signature import signing_key
-from pipeline.sink.outage import Outage
+from pipeline.outage import Outage
 from pipeline.webhooks.deliverer import Deliverer, DeliveryRules
 from pipeline.webhooks.in_flight import HostLines
 from pipeline.webhooks.metrics import WebhookMetrics

@@ -10,7 +10,7 @@ import pytest
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import TopicAuthorizationFailedError
 
-from pipeline.sink.outage import Outage
+from pipeline.outage import Outage
 from pipeline.webhooks.deliveries import Deliveries
 from pipeline.webhooks.in_flight import HostLines, InHand
 from tests.simulation.virtual_time import simulated, the_clock

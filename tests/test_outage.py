@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from pipeline.sink.outage import Outage, retry_pause_s
+from pipeline.outage import Outage, retry_pause_s
 
 
 def test_pauses_grow_to_half_a_minute() -> None:

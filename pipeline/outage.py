@@ -14,7 +14,7 @@ _PAUSE_S_MAX = 30.0
 def retry_pause_s(attempt: int, rng: random.Random) -> float:
     """Seconds before try number `attempt` + 1: doubled each time up to 30 s, then shortened by up to a half.
 
-    The jitter keeps sinks and partitions that failed together from coming back together.
+    The jitter keeps processes and partitions that failed together from coming back together.
     """
     longest = min(_PAUSE_S_MAX, _PAUSE_S_FIRST * 2.0 ** min(attempt - 1, 16))
     return float(longest * rng.uniform(0.5, 1.0))
