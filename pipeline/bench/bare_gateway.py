@@ -13,7 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from fastapi import FastAPI, Request, Response
 
 from pipeline.adapters.kafka import all_partitions, client_options
-from pipeline.bench.timing import set_worker_gc
+from pipeline.adapters.system import rare_garbage_collections
 from pipeline.config import Settings, load_settings
 
 
@@ -44,12 +44,12 @@ async def _main(settings: Settings, port: int, source: str, target: str) -> None
         consumer.assign(partitions)
         await consumer.seek_to_end(*partitions)
         reading = asyncio.create_task(read())
-        set_worker_gc()
-        server = uvicorn.Server(
-            uvicorn.Config(app, host="127.0.0.1", port=port, http="h11", log_level="error", access_log=False)
-        )
-        await server.serve()
-        reading.cancel()
+        with rare_garbage_collections():
+            server = uvicorn.Server(
+                uvicorn.Config(app, host="127.0.0.1", port=port, http="h11", log_level="error", access_log=False)
+            )
+            await server.serve()
+            reading.cancel()
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from pipeline.adapters.kafka import client_options
 from pipeline.adapters.models_topic import read_models
+from pipeline.adapters.system import rare_garbage_collections
 from pipeline.adapters.triton import TritonServer, instance_names
 from pipeline.bench.answering import LaterAnswer, Place, encode, event_lines, take
-from pipeline.bench.timing import set_worker_gc
 from pipeline.config import Settings, load_settings
 from pipeline.core.answer import Answer
 from pipeline.core.catalog import ModelCatalog
@@ -145,8 +145,8 @@ async def _main(settings: Settings) -> None:
         max_request_size=settings.limits.event_record_bytes,
     )
     async with consumer, producer:
-        set_worker_gc()
-        await _BareLoop(settings, engine, consumer, producer).run()
+        with rare_garbage_collections():
+            await _BareLoop(settings, engine, consumer, producer).run()
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import uvloop
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
 from pipeline.adapters.kafka import client_options
-from pipeline.bench.timing import set_worker_gc
+from pipeline.adapters.system import rare_garbage_collections
 from pipeline.config import Settings, load_settings
 
 
@@ -19,11 +19,11 @@ async def _main(settings: Settings, source: str, target: str) -> None:
     consumer = AIOKafkaConsumer(source, **options, group_id=f"{source}.echo", auto_offset_reset="earliest")
     producer = AIOKafkaProducer(**options, acks="all", enable_idempotence=True, linger_ms=0)
     async with consumer, producer:
-        set_worker_gc()
-        while True:
-            for records in (await consumer.getmany(timeout_ms=1000)).values():
-                for record in records:
-                    await producer.send(target, record.value, key=record.key, partition=record.partition)
+        with rare_garbage_collections():
+            while True:
+                for records in (await consumer.getmany(timeout_ms=1000)).values():
+                    for record in records:
+                        await producer.send(target, record.value, key=record.key, partition=record.partition)
 
 
 if __name__ == "__main__":

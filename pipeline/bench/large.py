@@ -14,13 +14,13 @@ from typing import Any
 import grpc.aio
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from pipeline.adapters.system import rare_garbage_collections
 from pipeline.adapters.triton import TritonServer
 from pipeline.adapters.triton_shared_memory import SharedSlots
 from pipeline.bench.blobs import MODEL
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Bar, Figure, paired
 from pipeline.bench.rig import Rig
-from pipeline.bench.timing import worker_gc
 from pipeline.ports import InferenceCall
 from schemas.tensor import Tensor
 
@@ -46,7 +46,7 @@ async def measure(rig: Rig, effort: Effort) -> list[Figure]:
         async with grpc.aio.insecure_channel(url, options=sizes) as channel:
             infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
             figures: list[Figure] = []
-            with worker_gc():
+            with rare_garbage_collections():
                 for name, size in _SIZES.items():
                     raw = os.urandom(size)
                     sides = {

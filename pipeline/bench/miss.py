@@ -7,12 +7,12 @@ from typing import Any
 import grpc.aio
 from tritonclient.grpc import service_pb2_grpc
 
+from pipeline.adapters.system import rare_garbage_collections
 from pipeline.adapters.triton import TritonServer
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Bar, Figure, paired
 from pipeline.bench.miss_loops import RAW_BATCH, EngineLoop, FlightLoop, calls, raw_call, raw_rate
 from pipeline.bench.rig import Rig
-from pipeline.bench.timing import worker_gc
 from pipeline.bench.workload import MODEL, RequestRecords, images
 from pipeline.core.catalog import ModelCatalog
 from pipeline.engine import InferenceEngine
@@ -36,7 +36,7 @@ async def measure(rig: Rig, effort: Effort) -> list[Figure]:
         infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
         version = catalog.resolve(MODEL, None, time.time()).version
         try:
-            with worker_gc():
+            with rare_garbage_collections():
                 figures = await _throughput(rig, effort, engine, metrics, server, infer)
                 return [*figures, await _latency(effort, engine, infer, version)]
         finally:

@@ -14,11 +14,10 @@ from redis.asyncio import Redis
 
 from pipeline.adapters.redis import RedisSharedCache
 from pipeline.adapters.redis_connection import client_of
-from pipeline.adapters.system import SystemClock
+from pipeline.adapters.system import SystemClock, rare_garbage_collections
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Figure, paired
 from pipeline.bench.rig import temporary_folder, valkey_on
-from pipeline.bench.timing import worker_gc
 from pipeline.bench.workload import MODEL
 from pipeline.config import CacheSettings, Settings
 from pipeline.core.answer import stored_answer
@@ -58,7 +57,7 @@ async def measure(settings: Settings, effort: Effort) -> list[Figure]:
         keys = [number.to_bytes(32, "big") for number in range(effort.distinct)]
         sides = _Sides(cache, bare, keys, [entry_name(prefix, _SCOPE, key) for key in keys])
         await _fill(sides)
-        with worker_gc():
+        with rare_garbage_collections():
             return [await _single(sides, effort), await _burst(sides, effort)]
 
 

@@ -1,31 +1,9 @@
 """CPU time of short pieces of code, taken in turns, with the garbage collector set as the worker sets it."""
 
-import gc
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from time import thread_time
 
-# As `pipeline/worker/main.py` sets it.
-_GC_THRESHOLDS = (50_000, 20, 50)
-
-
-def set_worker_gc() -> None:
-    """For a process of its own: what lives now lives for ever, and collections are rare."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_GC_THRESHOLDS)
-
-
-@contextmanager
-def worker_gc() -> Iterator[None]:
-    """The same for a part of a process; it is undone at the end."""
-    before = gc.get_threshold()
-    set_worker_gc()
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
+from pipeline.adapters.system import rare_garbage_collections
 
 
 def cpu_microseconds(
@@ -42,7 +20,7 @@ def cpu_microseconds(
         calls: how often a piece is called in a round.
     """
     taken: dict[str, list[float]] = {name: [] for name in pieces}
-    with worker_gc():
+    with rare_garbage_collections():
         for number in range(rounds + 1):
             for name, piece in pieces.items():
                 began = thread_time()

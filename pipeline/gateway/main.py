@@ -25,7 +25,7 @@ from prometheus_client import CollectorRegistry
 from pipeline.adapters.kafka import client_options
 from pipeline.adapters.keys_topic import KeysFollower
 from pipeline.adapters.redis_rate_limits import RateLimits
-from pipeline.adapters.system import SystemClock
+from pipeline.adapters.system import SystemClock, rare_garbage_collections
 from pipeline.config import GatewaySettings, Settings
 from pipeline.errors import SettingsError
 from pipeline.gateway.app import create_app
@@ -149,7 +149,8 @@ async def _run(settings: Settings, listener: socket.socket) -> int:
         )
         await resources.enter_async_context(app.router.lifespan_context(app))
         logger.info("gateway %d serves %s", os.getpid(), url_of(gateway.host, listener.getsockname()[1]))
-        return await serve(app, listener, stop, limits, connections, gateway)
+        with rare_garbage_collections():
+            return await serve(app, listener, stop, limits, connections, gateway)
 
 
 async def _known_keys(settings: Settings, resources: AsyncExitStack) -> Credentials:

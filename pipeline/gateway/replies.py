@@ -1,7 +1,8 @@
-"""This gateway's own partitions of the replies: copies of the results that were asked for here, as soon as they are.
+"""This gateway's own partition of the replies: copies of the results that were asked for here, as soon as they are.
 
-Nothing is committed, and what was written before a partition became ours is nobody's any more. A partition that stays
-ours through a rebalance is read on from where it was.
+Of the partitions that the group gives us one is read, the one where copies are asked for: a fetch of sixteen takes
+0.3 ms more to write and to read than one of one. Nothing is committed, and what was written before the partition became
+ours is nobody's any more. One that stays ours through a rebalance is read on from where it was.
 """
 
 import logging
@@ -28,7 +29,7 @@ class Replies(GroupReader):
         took: is given each result, by name.
 
     Attributes:
-        partition: the lowest of ours, where copies are asked for; None while there is none.
+        partition: the one of ours where copies are asked for; None while there is none.
         partitions: how many the topic's consumers know of, as the settings have it.
     """
 
@@ -42,19 +43,21 @@ class Replies(GroupReader):
         self.partition: int | None = None
         self.partitions = settings.kafka.reply_partitions
         self._took = took
-        self._next: dict[TopicPartition, int] = {}
+        self._own: TopicPartition | None = None
+        self._next = 0
 
     async def place(self, consumer: AIOKafkaConsumer, partitions: frozenset[TopicPartition]) -> None:
-        """At the end of what is new, and where it was of what is not; only then copies are asked for."""
-        fresh = sorted(partitions - self._next.keys())
-        ends = await consumer.end_offsets(fresh) if fresh else {}
-        self._next = {one: ends[one] if one in ends else self._next[one] for one in partitions}
-        for one, offset in self._next.items():
-            consumer.seek(one, offset)
-        # Workers know the partitions that the settings name, and refuse others.
-        usable = [one.partition for one in partitions if one.partition < self.partitions]
-        self.partition = min(usable, default=None)
-        if self.partition is None:
+        """At the end of a new one, and where it was of one that stays; only then copies are asked for."""
+        if self._own not in partitions:
+            # Workers know the partitions that the settings name, and refuse others.
+            self._own = min((one for one in partitions if one.partition < self.partitions), default=None)
+            if self._own is not None:
+                self._next = (await consumer.end_offsets([self._own]))[self._own]
+        consumer.pause(*(partitions - {self._own}))
+        if self._own is not None:
+            consumer.seek(self._own, self._next)
+            self.partition = self._own.partition
+        else:
             _log.warning(
                 "this gateway has none of the %d partitions of %s: results are looked for in the store every 0.1 s, "
                 "which is slower; more partitions than gateways end that",
@@ -66,11 +69,11 @@ class Replies(GroupReader):
         self, consumer: AIOKafkaConsumer, records: Mapping[TopicPartition, Sequence[ConsumerRecord]]
     ) -> None:
         """Hands each copy over."""
-        for partition, chunk in records.items():
+        for chunk in records.values():
             for record in chunk:
                 if (found := result_of(record)) is not None:
                     self._took(*found)
-            self._next[partition] = chunk[-1].offset + 1
+            self._next = chunk[-1].offset + 1
 
     def left(self) -> None:
         """No copies are asked for until it is known again which partitions are ours."""

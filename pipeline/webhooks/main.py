@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from pipeline.adapters.event_topic import EventTopic
 from pipeline.adapters.kafka import client_options
 from pipeline.adapters.status_http import StatusServer
-from pipeline.adapters.system import SystemClock
+from pipeline.adapters.system import SystemClock, rare_garbage_collections
 from pipeline.adapters.topics import RECORD_OVERHEAD_BYTES, webhook_topics
 from pipeline.adapters.webhook_http import LookUp, WebhookHttp
 from pipeline.config import MIB, Settings
@@ -164,7 +164,8 @@ class WebhooksProcess:
             self._metrics.watch(lambda: hosts.calls, deliveries.oldest_due_s)
             self._deliveries, self._waits_for = deliveries, None
             _log.info("webhooks %s reads %s", self._name, ", ".join(tiers_s))
-            await deliveries.run(stop)
+            with rare_garbage_collections():
+                await deliveries.run(stop)
 
     async def _deliverer(
         self, resources: AsyncExitStack, tiers_s: Mapping[str, float], hosts: HostLines, kafka: Outage

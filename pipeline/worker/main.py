@@ -1,7 +1,6 @@
 """The worker process: wires engine, fleet, publisher and Faust together, runs until told to stop."""
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from pipeline.adapters.kafka import client_options
 from pipeline.adapters.log_reader import LogReader
 from pipeline.adapters.models_topic import ModelsFollower
 from pipeline.adapters.status_http import StatusServer
-from pipeline.adapters.system import SystemClock
+from pipeline.adapters.system import SystemClock, rare_garbage_collections
 from pipeline.config import Settings
 from pipeline.core.answer import StoredAnswer
 from pipeline.core.catalog import ModelCatalog
@@ -46,9 +45,6 @@ from schemas.control import ControlCommand, ControlReply, ModelPromoteCommand
 
 logger = logging.getLogger(__name__)
 
-# The objects of the start live for ever; what a request makes dies young. A collection every 50,000 allocations
-# instead of 700 costs nothing visible.
-_GC_THRESHOLD = 50_000
 # A worker whose view of the models topic is older than this waits before it resolves a default version.
 _MODELS_LAG_MAX_S = 1.0
 _MODELS_LOOK_S = 0.05
@@ -174,7 +170,8 @@ class _Worker:
         self._app = create_app(
             settings, self._take_chunk, self._opener.open_all, self._progress.set, self._note_bug, membership
         )
-        return await self._run_app(stop)
+        with rare_garbage_collections():
+            return await self._run_app(stop)
 
     def _make_intake(self, engine: InferenceEngine, reply_partitions: int) -> Intake:
         settings = self._settings
@@ -215,9 +212,6 @@ class _Worker:
         app = self._app
         assert app is not None
         publishing = asyncio.create_task(self._publisher.run())
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(_GC_THRESHOLD, 20, 50)
         app.finalize()
         await app.start()
         crashed = asyncio.ensure_future(app._crashed.wait())
