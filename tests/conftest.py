@@ -18,6 +18,8 @@ from tests.live.processes import ProcessGroup
 from tests.live.stack import LiveStack, StackRun
 from tests.live.topics import prepare_topics
 
+pytest_plugins = ["tests.task_stacks"]
+
 _stack_run = StackRun()
 
 RegisterModels = Callable[[Settings, Path], Awaitable[RegistrationReport]]
