@@ -8,13 +8,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaError
 
-from pipeline.adapters.kafka import all_partitions
+from pipeline.adapters.kafka import all_partitions, cancel_until_ended
 from pipeline.errors import TopicError
 
 logger = logging.getLogger(__name__)
@@ -118,9 +117,9 @@ class TableFollower(Generic[Row]):
         """
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+            await cancel_until_ended(task)
+            if not task.cancelled():
+                task.result()
 
     async def wait_caught_up(self) -> None:
         """Waits until `caught_up`.

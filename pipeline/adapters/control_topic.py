@@ -18,7 +18,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError, for_code
 from pydantic import ValidationError
 
-from pipeline.adapters.kafka import answered_in_time
+from pipeline.adapters.kafka import answered_in_time, cancel_until_ended
 from pipeline.errors import TopicError
 from schemas.control import (
     COMMANDS,
@@ -80,8 +80,7 @@ class ControlFollower:
         """Stops; idempotent."""
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel_until_ended(task)
 
     async def _run(self) -> None:
         while True:

@@ -13,6 +13,9 @@ from aiokafka.errors import KafkaConnectionError, KafkaError
 from pipeline.config import KafkaSettings, TlsSettings
 from pipeline.errors import SettingsError, TopicError
 
+# An end that was begun has this long before it is cut short: the slowest that is waited for, leaving a group, has 5 s.
+_CANCEL_AGAIN_S = 6.0
+
 
 def tls_context(tls: TlsSettings, name: str) -> ssl.SSLContext:
     """A verifying TLS context from the settings' files.
@@ -85,3 +88,21 @@ async def answered_in_time(bootstrap_servers: str | None, timeout_s: float) -> A
         raise TopicError(f"Kafka at {bootstrap_servers} does not answer") from error
     except (KafkaError, OSError) as error:
         raise TopicError(f"Kafka at {bootstrap_servers}: {error}") from error
+
+
+async def cancel_until_ended(*tasks: asyncio.Task[Any], again_s: float = _CANCEL_AGAIN_S) -> None:
+    """Cancels tasks that use aiokafka, again and again, and returns when all have ended, whatever with.
+
+    Once is not enough: a client that is being closed waits for its own tasks and swallows `CancelledError` meanwhile
+    (`Fetcher.close`, `AIOKafkaClient.close`, aiokafka 0.14), also one that was meant for whoever closes it. A loop that
+    opens and closes clients would go on for ever.
+
+    Args:
+        tasks: any, ended ones too.
+        again_s: seconds between two cancellations.
+    """
+    running = {task for task in tasks if not task.done()}
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=again_s)

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Self
 
-from pipeline.adapters.kafka import client_options
+from pipeline.adapters.kafka import cancel_until_ended, client_options
 from pipeline.client.errors import KafkaUnavailable
 from pipeline.client.interface import InferenceClient, fresh_id
 from pipeline.client.pending import PendingAnswers, ResultRecord
@@ -99,8 +99,7 @@ class Client(InferenceClient[SubmittedToKafka]):
     async def close(self) -> None:
         """Disconnects; whoever still waits for an answer is told so. Idempotent."""
         if self._reading is not None:
-            self._reading.cancel()
-            await asyncio.gather(self._reading, return_exceptions=True)
+            await cancel_until_ended(self._reading)
             self._reading = None
         self._lost = self._lost or KafkaUnavailable("this client was closed")
         self._pending.fail(self._lost)

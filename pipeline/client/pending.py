@@ -41,7 +41,9 @@ class PendingAnswer:
             TimeoutError: nothing came within `timeout_s` seconds.
             PipelineError: answers cannot come any more.
         """
-        outcome = await asyncio.wait_for(asyncio.shield(self._future), timeout_s)
+        # Not wait_for: until Python 3.12 it swallows a cancellation that meets the answer.
+        async with asyncio.timeout(timeout_s):
+            outcome = await asyncio.shield(self._future)
         if isinstance(outcome, PipelineError):
             raise outcome
         return outcome

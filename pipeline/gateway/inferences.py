@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 from uuid_utils import uuid7
 
 from pipeline.adapters.clickhouse import ClickHouseEventStore
-from pipeline.adapters.kafka import client_options
+from pipeline.adapters.kafka import cancel_until_ended, client_options
 from pipeline.adapters.redis_result_store import RedisResultStore
 from pipeline.adapters.result_log import ClickHouseResultLog
 from pipeline.adapters.system import SystemClock
@@ -309,7 +309,7 @@ class Inferences:
     def _start_part(self, opening: AsyncExitStack, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         task = asyncio.create_task(work(), name=f"gateway: {name}")
         task.add_done_callback(partial(self._ended, name))
-        opening.push_async_callback(_cancelled, task)
+        opening.push_async_callback(cancel_until_ended, task)
 
     def _ended(self, name: str, task: asyncio.Task[None]) -> None:
         """A part of the gateway ended, which none does by itself: not ready from now on, and the log says why."""
@@ -320,8 +320,3 @@ class Inferences:
 
 def _name(prepared: PreparedRequest) -> bytes:
     return name_of(prepared.tenant, prepared.record.id)
-
-
-async def _cancelled(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])

@@ -22,7 +22,7 @@ import uvloop
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from pipeline.adapters.kafka import client_options
+from pipeline.adapters.kafka import cancel_until_ended, client_options
 from pipeline.adapters.keys_topic import KeysFollower
 from pipeline.adapters.redis_rate_limits import RateLimits
 from pipeline.adapters.system import SystemClock, rare_garbage_collections
@@ -203,8 +203,7 @@ async def _unless(stop: asyncio.Event, coming: Coroutine[Any, Any, T]) -> T | No
     stopped.cancel()
     if task.done():
         return task.result()
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+    await cancel_until_ended(task)
     return None
 
 

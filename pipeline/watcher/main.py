@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from pipeline.adapters.control_topic import ControlFollower
 from pipeline.adapters.event_topic import EventTopic
-from pipeline.adapters.kafka import client_options
+from pipeline.adapters.kafka import cancel_until_ended, client_options
 from pipeline.adapters.status_http import StatusServer
 from pipeline.adapters.triton import instance_names
 from pipeline.adapters.triton_channel import channel_credentials
@@ -92,9 +92,7 @@ async def _run(settings: Settings) -> int:
         working = asyncio.create_task(watcher.work())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
-        for task in (working, stopped):
-            task.cancel()
-        await asyncio.gather(working, stopped, return_exceptions=True)
+        await cancel_until_ended(working, stopped)
         if not working.cancelled() and (bug := working.exception()) is not None:
             raise bug
     return 0

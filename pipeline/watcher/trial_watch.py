@@ -13,7 +13,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 from aiokafka.errors import KafkaError
 
-from pipeline.adapters.kafka import all_partitions
+from pipeline.adapters.kafka import all_partitions, cancel_until_ended
 from pipeline.core.trial_judge import Arm, verdict
 from schemas.registry import ModelRecord
 
@@ -73,8 +73,7 @@ class TrialWatch:
         """Stops reading; idempotent."""
         task, self._reading = self._reading, None
         if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await cancel_until_ended(task)
 
     def verdicts(self) -> dict[str, tuple[str, str]]:
         """Model -> (version, reason) of trials that should end."""

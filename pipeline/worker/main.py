@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord
 from prometheus_client import CollectorRegistry
 
 from pipeline.adapters.control_topic import ControlFollower
-from pipeline.adapters.kafka import client_options
+from pipeline.adapters.kafka import cancel_until_ended, client_options
 from pipeline.adapters.log_reader import LogReader
 from pipeline.adapters.models_topic import ModelsFollower
 from pipeline.adapters.status_http import StatusServer
@@ -115,7 +115,7 @@ class _Worker:
         stopped.cancel()
         if looking.done():
             return looking.result()
-        looking.cancel()
+        await cancel_until_ended(looking)
         return None
 
     async def _serve(self, resources: AsyncExitStack, stop: asyncio.Event, partitions: Mapping[str, int]) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 
 from pipeline.adapters.control_topic import ask_watcher
-from pipeline.adapters.kafka import client_options
+from pipeline.adapters.kafka import cancel_until_ended, client_options
 from pipeline.adapters.models_topic import decode_model_record, read_models
 from pipeline.adapters.topics import create_topics
 from pipeline.config import Settings, WatcherSettings
@@ -48,9 +48,9 @@ class Place:
             try:
                 yield watcher
             finally:
-                working.cancel()
-                with suppress(asyncio.CancelledError):
-                    await working
+                await cancel_until_ended(working)
+                if not working.cancelled():
+                    working.result()
 
     async def until_death(self) -> None:
         """A watcher works until it dies."""
