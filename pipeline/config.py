@@ -229,6 +229,35 @@ class GatewaySettings(_Section):
     trusted_proxies: tuple[IPvAnyNetwork, ...] = ()
     # API keys are needed: None: unless `host` is a loopback address.
     require_keys: bool | None = None
+    # A line for each request, answered well or not. Off: a line costs 40 us, beside the 500 that a small answer takes,
+    # and the metrics count what there is to count.
+    access_log: bool = False
+
+
+class LogSettings(_Section):
+    """What the processes that go on write to standard error (docs/delivery.md)."""
+
+    # text: for people. json: an object a line, for programs.
+    format: Literal["text", "json"] = "text"
+    # The least that is written. INFO: some lines a minute, and one for each request that failed; DEBUG is for looking
+    # for mistakes, and the libraries write with it.
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _is_format(cls, value: Any) -> Any:
+        return _one_of(value, str(value).lower(), ("text", "json"))
+
+    @field_validator("level", mode="before")
+    @classmethod
+    def _is_level(cls, value: Any) -> Any:
+        return _one_of(value, str(value).upper(), ("DEBUG", "INFO", "WARNING", "ERROR"))
+
+
+def _one_of(value: Any, word: str, known: tuple[str, ...]) -> str:
+    if word not in known:
+        raise ValueError(f"{value!r:.80} was given, one of {', '.join(known)} was expected")
+    return word
 
 
 class RetentionSettings(_Section):
@@ -295,6 +324,7 @@ class Settings(BaseSettings):
     gateway: GatewaySettings = GatewaySettings()
     retention: RetentionSettings = RetentionSettings()
     webhooks: WebhookSettings = WebhookSettings()
+    log: LogSettings = LogSettings()
 
     @classmethod
     def settings_customise_sources(

@@ -18,6 +18,7 @@ from pipeline.core.catalog import ModelCatalog, ServedVersion
 from pipeline.core.coalescing import Flight, Member, Waiter
 from pipeline.core.parameters import sort_parameters
 from pipeline.core.response_cache import Cleared
+from pipeline.core.trace_context import Span
 from pipeline.core.validation import check_inputs, requested_outputs
 from pipeline.dispatcher import Dispatcher, FleetView
 from pipeline.flights import Flights, expired
@@ -110,6 +111,7 @@ class InferenceEngine:
         requested_at: float | None = None,
         appended_at: float = 0.0,
         prepared: Prepared | None = None,
+        span: Span | None = None,
     ) -> Answer | None:
         """Answers at once where that can be done, else later through `waiter`.
 
@@ -120,12 +122,13 @@ class InferenceEngine:
             requested_at: from when the request's timeout counts, Unix seconds; None: its own, or now.
             appended_at: when its record was appended, Unix seconds.
             prepared: is filled with what was computed on the way.
+            span: of the request, where somebody follows it: the calls that are made for it are its children.
         """
         enabled = request.enable_cache if enable_cache is None else enable_cache
         now = self._clock.now()
         try:
             deadline = self._deadline(request, requested_at, now)
-            return self._begin(request, waiter, enabled, deadline, max(now, appended_at), prepared or Prepared())
+            return self._begin(request, waiter, enabled, deadline, max(now, appended_at), prepared or Prepared(), span)
         except WireError as error:
             return failed(error, model_version=request.model_version)
 
@@ -175,6 +178,7 @@ class InferenceEngine:
         deadline: float | None,
         resolve_at: float,
         prepared: Prepared,
+        span: Span | None,
     ) -> Answer | None:
         policy = parse_cache_control(request.cache_control) if request.cache_control else DEFAULT
         version = self.catalog.resolve(request.model_name, request.model_version, resolve_at)
@@ -202,7 +206,7 @@ class InferenceEngine:
             if stored is not None and policy.takes(age_s := max(now - stored.stored_at, 0.0)):
                 self._metrics.count_hit(version.model_name, age_s)
                 return Answer("succeeded", version.version, stored, None, "hit", key, age_s)
-        member = Member(waiter, request, "bypass", policy, enabled, deadline, 0.0, resolve_at)
+        member = Member(waiter, request, "bypass", policy, enabled, deadline, 0.0, resolve_at, span=span)
         if key is not None and self._flights.join(key, member):
             return None
         flight = Flight(
@@ -214,7 +218,7 @@ class InferenceEngine:
     def _resubmit(self, member: Member, resolve_at: float) -> Answer | None:
         try:
             return self._begin(
-                member.request, member.waiter, member.enable_cache, member.deadline, resolve_at, Prepared()
+                member.request, member.waiter, member.enable_cache, member.deadline, resolve_at, Prepared(), member.span
             )
         except WireError as error:
             return failed(error, member.cache_status)

@@ -6,12 +6,13 @@ never goes back.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from pipeline.core.answer import StoredAnswer
 from pipeline.core.cache_key import CacheScope
 from pipeline.core.response_cache import Cleared
 from pipeline.core.stored_result import Pending, StoredResult
+from pipeline.core.trace_context import Attributes, Span
 from schemas.tensor import Tensor
 
 
@@ -25,6 +26,37 @@ class Clock(Protocol):
         """Seconds from an unknown start; never goes back."""
 
 
+SpanKind = Literal["server", "client", "producer", "consumer"]
+
+
+class Tracer(Protocol):
+    """Spans for whoever follows a request through its processes (OpenTelemetry). Where nobody does there is no tracer.
+
+    The collector may be away, slow or full: that costs spans, never an answer.
+    """
+
+    def begin(
+        self,
+        name: str,
+        kind: SpanKind,
+        at: float,
+        attributes: Attributes,
+        *,
+        parent: bytes | None = None,
+        links: Sequence[bytes] = (),
+    ) -> Span:
+        """A span from now on, or from a moment that has passed; never blocks, never raises.
+
+        Args:
+            name: as the semantic conventions have it.
+            kind: which side of which exchange.
+            at: Unix seconds.
+            attributes: what is known of it by now; a sampler may look at them.
+            parent: a valid `traceparent`; None: the span that is current in the caller's own program, else none.
+            links: the same of spans that it leans on.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class InferenceCall:
     """One call of one model version: tensors already joined along the batch axis.
@@ -32,6 +64,7 @@ class InferenceCall:
     Attributes:
         outputs: names that are wanted, in order; empty for all. A name comes with its own request parameters.
         parameters: what reaches the model; the protocol's own (`priority`, `timeout`) are among them.
+        traceparent: names the span of this call for the server's own trace; None where there is none.
     """
 
     model_name: str
@@ -39,6 +72,7 @@ class InferenceCall:
     inputs: Sequence[Tensor]
     outputs: Sequence[tuple[str, Mapping[str, Any]]] = ()
     parameters: Mapping[str, Any] | None = None
+    traceparent: bytes | None = None
 
 
 class AnswerCache(Protocol):

@@ -104,3 +104,31 @@ def test_broken_file_is_named(empty_folder: Path) -> None:
     (empty_folder / "pipeline.toml").write_text("kafka = [")
     with pytest.raises(SettingsError, match=r"^pipeline\.toml cannot be read: "):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("PIPELINE_LOG__FORMAT", "xml", "'xml' was given, one of text, json was expected"),
+        ("PIPELINE_LOG__LEVEL", "loud", "'loud' was given, one of DEBUG, INFO, WARNING, ERROR was expected"),
+        ("PIPELINE_LOG__LEVEL", "", "'' was given, one of DEBUG"),
+    ],
+)
+def test_wrong_log_setting_says_what_was_expected(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: str
+) -> None:
+    """The setting's name, its value, and the words that are known."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert str(caught.value).startswith(f"setting {name} (")
+    assert expected in str(caught.value)
+
+
+def test_log_settings_are_words_of_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text at INFO unless it is said otherwise, and the gateway writes no line for what went well."""
+    settings = load_settings()
+    assert (settings.log.format, settings.log.level, settings.gateway.access_log) == ("text", "INFO", False)
+    monkeypatch.setenv("PIPELINE_LOG__FORMAT", "JSON")
+    monkeypatch.setenv("PIPELINE_LOG__LEVEL", "debug")
+    assert (load_settings().log.format, load_settings().log.level) == ("json", "DEBUG")

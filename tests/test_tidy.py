@@ -51,6 +51,8 @@ ONLY_IN = {
     "fastapi": ("pipeline/gateway/", "pipeline/bench/"),
     "starlette": ("pipeline/gateway/",),
     "uvicorn": ("pipeline/gateway/", "pipeline/bench/"),
+    "PIL": ("pipeline/cli/pictures.py",),
+    "opentelemetry": ("pipeline/adapters/tracing.py",),
     # `pipeline status` asks for a PONG.
     "redis": ("pipeline/adapters/redis", "pipeline/bench/"),
 }

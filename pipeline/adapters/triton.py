@@ -181,7 +181,7 @@ class TritonServer:
         method = self._infer_large if large else self._infer_small
         try:
             # Nobody holds on to the message: it is gone before the answer is taken apart.
-            body = await method(_message(call, lease), timeout=timeout_s)
+            body = await method(_message(call, lease), timeout=timeout_s, metadata=_metadata(call.traceparent))
         except grpc.aio.AioRpcError as error:
             raise _translated(self._name, error) from None
         return decode_answer(self._name, call.model_version, call.outputs, body, None if lease is None else lease.read)
@@ -278,6 +278,11 @@ def _method(channel: grpc.aio.Channel, name: str) -> Any:
         request_serializer=getattr(service_pb2, f"{name}Request").SerializeToString,
         response_deserializer=getattr(service_pb2, f"{name}Response").FromString,
     )
+
+
+def _metadata(traceparent: bytes | None) -> tuple[tuple[str, str], ...] | None:
+    """A Triton that traces by OpenTelemetry makes its spans children of this one."""
+    return None if traceparent is None else (("traceparent", traceparent.decode("ascii")),)
 
 
 def _message(call: InferenceCall, lease: Lease | None) -> bytes:

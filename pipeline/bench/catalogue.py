@@ -41,6 +41,7 @@ Benchmark = Alone | OnServers
 def _benchmarks() -> tuple[Benchmark, ...]:
     from pipeline.bench import (
         gateway,
+        gateway_overload,
         hit_latency,
         hit_throughput,
         large,
@@ -86,6 +87,13 @@ def _benchmarks() -> tuple[Benchmark, ...]:
         OnServers("hit", ("hit.throughput", "hit.cpu"), hit_throughput.measure, models=digits, tritons=1),
         OnServers("hit", ("hit.latency_p50", "hit.latency_p99"), hit_latency.measure, models=digits, tritons=1),
         OnServers("gateway", ("gateway.hit_p50", "gateway.hit_p99"), gateway.measure, models=digits, tritons=1),
+        OnServers(
+            "gateway",
+            ("gateway.overload_p99", "gateway.overload_goodput"),
+            gateway_overload.measure,
+            models=digits,
+            tritons=1,
+        ),
         OnServers("sink", ("sink.throughput",), sink_rows.measure, clickhouse=True),
         *[
             OnServers(

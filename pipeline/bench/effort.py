@@ -20,6 +20,8 @@ class Effort:
         latency_rate: requests per second.
         gateway_rate: requests per second over HTTP.
         gateway_distinct: distinct tensors among them.
+        overload_rounds: rounds of the gateway at twice its capacity.
+        overload_seconds: of one of their four phases.
         miss_requests: requests of one miss round.
         miss_pairs: pairs of miss rounds.
         miss_calls: single calls for the latency of a miss.
@@ -58,6 +60,9 @@ class Effort:
     latency_rate: int = 500
     gateway_rate: int = 200
     gateway_distinct: int = 200
+    # At 250/s a phase at twice that has 4,000 requests, and a queue of 750 has filled within the first half of it.
+    overload_rounds: int = 3
+    overload_seconds: float = 8.0
     miss_requests: int = 12_800
     miss_pairs: int = 7
     miss_calls: int = 1000

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-import aiohttp
+from pipeline.bench.http_pool import HttpPool
 
 _TIMEOUT_S = 30.0
 _LOOK_S = 0.1
@@ -19,17 +19,14 @@ class HttpLoop:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self._pool = HttpPool(url, _TIMEOUT_S)
 
     async def __aenter__(self) -> "HttpLoop":
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=_TIMEOUT_S),
-            headers={"content-type": "application/json"},
-        )
+        await self._pool.__aenter__()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._session.close()
+        await self._pool.__aexit__()
 
     async def first_answer(self, body: bytes, limit_s: float = 120.0) -> None:
         """Asks until it is answered well.
@@ -57,16 +54,13 @@ class HttpLoop:
         return (await asyncio.gather(*tasks))[skip:]
 
     async def _timed(self, body: bytes, due: float) -> float:
-        async with self._session.post(self._url, data=body) as response:
-            text = await response.read()
-            if response.status != 200:
-                raise RuntimeError(f"{self._url} answered {response.status}: {text[:300]!r}")
+        answer = await self._pool.post(body)
+        if answer.status != 200:
+            raise RuntimeError(f"{self._url} answered {answer.status}: {answer.body[:300]!r}")
         return (time.perf_counter() - due) * 1e3
 
     async def _answers(self, body: bytes) -> bool:
         try:
-            async with self._session.post(self._url, data=body) as response:
-                await response.read()
-                return response.status == 200
-        except (aiohttp.ClientError, TimeoutError):
+            return (await self._pool.post(body)).status == 200
+        except OSError:  # also TimeoutError
             return False

@@ -2,10 +2,12 @@
 
 import logging
 import sys
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.log_format import Context, JsonFormat, TextFormat, nobody
 from pipeline.cli.repeated_lines import RepeatedLines
-from pipeline.config import Settings, load_settings
+from pipeline.config import LogSettings, Settings, load_settings
 
 if TYPE_CHECKING:
     from pipeline.stack import Endpoints
@@ -61,11 +63,27 @@ def quiet_libraries() -> None:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
 
 
-def log_to_stderr() -> None:
-    """Logging of a process that runs until it is stopped: one line per event, with its time."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+def log_to_stderr(settings: LogSettings, context: Context = nobody) -> None:
+    """Logging of a process that runs until it is stopped: one line per event, with its time.
+
+    Servers inside of it (uvicorn, Faust) write through the same handler, and so does what ends it by mistake.
+
+    Args:
+        settings: from which level on, and in which form.
+        context: the request that the writer of a line works on.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormat(context) if settings.format == "json" else TextFormat(context))
+    handler.addFilter(RepeatedLines("aiokafka"))
+    logging.basicConfig(handlers=[handler], level=settings.level)
     # A lost connection is told by our own lines, too; the client repeats it several times a second.
     logging.getLogger("aiokafka").setLevel(logging.ERROR)
     logging.getLogger("watchfiles").setLevel(logging.WARNING)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(RepeatedLines("aiokafka"))
+    sys.excepthook = _log_uncaught
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
+        return
+    logging.getLogger("pipeline").critical("ended by a mistake", exc_info=(kind, error, trace))

@@ -24,17 +24,20 @@ def worker() -> None:
     from pipeline.cli.context import effective_settings, log_to_stderr
     from pipeline.worker.main import run_worker
 
-    log_to_stderr()
-    raise typer.Exit(run_worker(effective_settings()))
+    settings = effective_settings()
+    log_to_stderr(settings.log)
+    raise typer.Exit(run_worker(settings))
 
 
 def gateway() -> None:
     """Take requests over HTTP and hand results out, on 127.0.0.1:8080 by default. Start as many as there is work."""
     from pipeline.cli.context import effective_settings, log_to_stderr
+    from pipeline.gateway.current_request import current_request
     from pipeline.gateway.main import run_gateway
 
-    log_to_stderr()
-    raise typer.Exit(run_gateway(effective_settings()))
+    settings = effective_settings()
+    log_to_stderr(settings.log, current_request)
+    raise typer.Exit(run_gateway(settings))
 
 
 def sink() -> None:
@@ -43,9 +46,10 @@ def sink() -> None:
 
     from pipeline.cli.context import effective_settings, log_to_stderr
 
-    log_to_stderr()
+    settings = effective_settings()
+    log_to_stderr(settings.log)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run_sink(effective_settings()))
+        runner.run(_run_sink(settings))
 
 
 def watcher() -> None:
@@ -53,8 +57,9 @@ def watcher() -> None:
     from pipeline.cli.context import effective_settings, log_to_stderr
     from pipeline.watcher.main import run_watcher
 
-    log_to_stderr()
-    raise typer.Exit(run_watcher(effective_settings()))
+    settings = effective_settings()
+    log_to_stderr(settings.log)
+    raise typer.Exit(run_watcher(settings))
 
 
 async def _run_sink(settings: "Settings") -> None:

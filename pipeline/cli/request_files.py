@@ -1,11 +1,13 @@
 """Files of requests: JSON lines, rows of an array, lines of text. Each becomes a record, or the reason why not.
 
-Rows of CSV: `pipeline/cli/csv_file.py`.
+Rows of CSV: `pipeline/cli/csv_file.py`; pictures: `pipeline/cli/picture_files.py`.
 """
 
 import asyncio
+import glob
+import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -26,10 +28,14 @@ class InputFileError(PipelineError):
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is no request: its number, from 1, and why."""
+    """A line that is no request: its number, from 1, and why; of one of many files, the file."""
 
     number: int
     reason: str
+    file: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.file or f'line {self.number}'}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,8 @@ class Target:
     callback: str | None = None
 
 
+# By these a file is taken for a picture; what it is, its first bytes say.
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 Records = Iterator[RequestRecord | BadLine]
 # What a thread reads ahead of the sender.
 _READ_AHEAD = 64
@@ -60,6 +68,20 @@ _READ_AHEAD = 64
 # The id of a line: its number, from 1, and its content.
 Ids = Callable[[int, bytes], str]
 Now = Callable[[], float]
+
+
+def expanded(arguments: Sequence[str]) -> list[str]:
+    """The files that are meant: patterns in quotes become what they match, in the order of names.
+
+    What is there under its own name is no pattern; a pattern that matches nothing stays, to be told as a missing file.
+    """
+    files: list[str] = []
+    for argument in arguments:
+        is_pattern = any(mark in argument for mark in "*?[") and not os.path.lexists(argument)
+        # Not Path.glob, which takes no pattern that begins with a slash.
+        found = sorted(glob.glob(argument, recursive=True)) if is_pattern else []  # noqa: PTH207
+        files += found or [argument]
+    return files
 
 
 def open_input(file: str) -> BinaryIO:

@@ -102,6 +102,7 @@ class Submission:
         in_flight_max: requests without an answer at any time.
         timeout_s: for each answer.
         has_answer: says which ids are not asked, as they were answered before.
+        file_of: the file that a request was made of, where each has its own.
     """
 
     def __init__(
@@ -113,12 +114,14 @@ class Submission:
         in_flight_max: int,
         timeout_s: float,
         has_answer: Callable[[str], bool] = lambda request_id: False,
+        file_of: Callable[[str], str | None] = lambda request_id: None,
     ) -> None:
         self._client = client
         self._report = report
         self._wait = wait
         self._timeout_s = timeout_s
         self._has_answer = has_answer
+        self._file_of = file_of
         self._room = asyncio.Semaphore(in_flight_max)
         self._tasks: asyncio.Queue[asyncio.Task[ResultRecord | Submitted] | None] = asyncio.Queue()
         self._tally = Tally()
@@ -149,7 +152,7 @@ class Submission:
         async for record in records:
             if isinstance(record, BadLine):
                 self._tally.bad_lines += 1
-                self._report.problem(f"line {record.number}: {record.reason}")
+                self._report.problem(str(record))
                 continue
             if self._has_answer(record.id):
                 self._tally.skipped += 1
@@ -174,27 +177,43 @@ class Submission:
                 raise
             except InferenceFailed as error:
                 self._tally.count_refused(error.code)
-                self._report.problem(f"request {error.request_id}: {error.code}: {error.message}")
+                named = _named(error.request_id, self._file_of(error.request_id))
+                self._report.problem(f"{named}: {error.code}: {error.message}")
             except PipelineError as error:
                 self._tally.lost += 1
-                self._report.problem(str(error))
+                file = self._file_of(getattr(error, "request_id", ""))
+                self._report.problem(str(error) if file is None else f"{file}: {error}")
             self._room.release()
             self._report.progress(self._tally)
 
     def _tell(self, outcome: ResultRecord | Submitted) -> None:
         if isinstance(outcome, Submitted):
-            self._report.answer(json.dumps(outcome.receipt).encode())
+            self._report.answer(with_file(json.dumps(outcome.receipt).encode(), self._file_of(outcome.id)))
             return
         answer = decode_result(outcome.value, outcome.headers)
         self._tally.count(answer)
+        file = self._file_of(answer.id)
         if answer.error is not None:
-            self._report.problem(f"request {answer.id}: {answer.error.code}: {answer.error.message}")
-        self._report.answer(result_line(outcome, answer))
+            self._report.problem(f"{_named(answer.id, file)}: {answer.error.code}: {answer.error.message}")
+        self._report.answer(with_file(result_line(outcome, answer), file))
 
     def _left(self) -> Iterator["asyncio.Task[ResultRecord | Submitted]"]:
         while not self._tasks.empty():
             if (task := self._tasks.get_nowait()) is not None:
                 yield task
+
+
+def _named(request_id: str, file: str | None) -> str:
+    return f"request {request_id}" if file is None else f"{file}: request {request_id}"
+
+
+def with_file(line: bytes, file: str | None) -> bytes:
+    """An answer's line with the name of the file that it answers in front; what follows stays as it is."""
+    if file is None:
+        return line
+    # An answer is no empty object, so a comma follows. A name that is no UTF-8 is written with its escapes.
+    name = json.dumps(file.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+    return b'{"file": ' + name.encode() + b", " + line.lstrip()[1:]
 
 
 def result_line(record: ResultRecord, answer: InferenceResult) -> bytes:

@@ -16,5 +16,6 @@ def webhooks() -> None:
     from pipeline.cli.context import effective_settings, log_to_stderr
     from pipeline.webhooks.main import run_webhooks
 
-    log_to_stderr()
-    raise typer.Exit(run_webhooks(effective_settings()))
+    settings = effective_settings()
+    log_to_stderr(settings.log)
+    raise typer.Exit(run_webhooks(settings))

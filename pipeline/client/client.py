@@ -12,6 +12,7 @@ from contextlib import aclosing
 from typing import Any, Self
 
 from pipeline.adapters.kafka import cancel_until_ended, client_options
+from pipeline.adapters.tracing import OtelTracer, client_tracer
 from pipeline.client.errors import KafkaUnavailable
 from pipeline.client.interface import InferenceClient, fresh_id
 from pipeline.client.pending import PendingAnswers, ResultRecord
@@ -63,6 +64,7 @@ class Client(InferenceClient[SubmittedToKafka]):
         self._results: ResultsTopic | None = None
         self._reading: asyncio.Task[None] | None = None
         self._lost: PipelineError | None = None
+        self._tracer: OtelTracer | None = None
 
     @classmethod
     def from_settings(cls, settings: Settings, **limits: Any) -> Self:
@@ -74,6 +76,7 @@ class Client(InferenceClient[SubmittedToKafka]):
         requests = KafkaRequests(
             client_options(self._settings), f"{self._settings.topic_prefix}requests",
             record_bytes_max=self._record_bytes_max, timeout_s=self._delivery_timeout_s,
+            tracer=self._tracer,
         )  # fmt: skip
         return requests, self._results_topic(from_beginning=False)
 
@@ -81,10 +84,11 @@ class Client(InferenceClient[SubmittedToKafka]):
         """Connects; results are read from each partition's end, before any request can be sent.
 
         Raises:
-            SettingsError: no address is known.
+            SettingsError: no address is known, or the environment asks for spans and they cannot be had.
             KafkaUnavailable: Kafka does not answer.
             TopicError: the topics do not exist.
         """
+        self._tracer = client_tracer()
         self._requests, self._results = self._topics()
         try:
             # Results first: it asks for topics in a way that makes none.
@@ -108,12 +112,15 @@ class Client(InferenceClient[SubmittedToKafka]):
     async def _disconnect(self) -> None:
         requests, self._requests = self._requests, None
         results, self._results = self._results, None
+        tracer, self._tracer = self._tracer, None
         try:
             if requests is not None:
                 await requests.stop()
         finally:
             if results is not None:
                 await results.stop()
+            if tracer is not None:
+                await tracer.close()
 
     async def submit_record(self, record: RequestRecord, timeout_s: float | None = None) -> SubmittedToKafka:
         """Sends a record that was built before (`client.records`). Raises as `submit` does.

@@ -17,15 +17,18 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from pipeline.adapters.tracing import OtelTracer, client_tracer
 from pipeline.client.errors import GatewayRefused, GatewayUnavailable, ResultNotReceived
 from pipeline.client.gateway_routes import GatewayRoutes, Reply, error_of
 from pipeline.client.interface import InferenceClient
 from pipeline.client.pending import ResultRecord
-from pipeline.client.records import RequestRecord
+from pipeline.client.records import RequestRecord, traceparent_in
 from pipeline.client.results import header
 from pipeline.client.retrying import Backoff, asked_for_s
 from pipeline.client.submitted import Submitted
-from pipeline.errors import SettingsError
+from pipeline.core.trace_context import Span
+from pipeline.errors import PipelineError, SettingsError
+from pipeline.ports import Tracer
 
 _ROUTE = "/v1/inferences"
 _BINARY_HEADER = "Inference-Header-Content-Length"
@@ -106,13 +109,16 @@ class HttpClient(InferenceClient[SubmittedToGateway]):
         self._connections_max = connections_max
         self._session: aiohttp.ClientSession | None = None
         self._routes: GatewayRoutes | None = None
+        self._tracer: OtelTracer | None = None
 
     async def connect(self) -> None:
         """Connects; a gateway that is not there is told at once, and not after all the retries of a first request.
 
         Raises:
             GatewayUnavailable: it does not answer.
+            SettingsError: the environment asks for spans, and they cannot be had.
         """
+        self._tracer = client_tracer()
         self._session = aiohttp.ClientSession(
             # Limits of time are ours: one deadline over all attempts. Answers may be large, header lines are not.
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._attempt_timeout_s),
@@ -133,8 +139,11 @@ class HttpClient(InferenceClient[SubmittedToGateway]):
     async def close(self) -> None:
         """Disconnects; whoever still waits is told so. Idempotent."""
         session, self._session, self._routes = self._session, None, None
+        tracer, self._tracer = self._tracer, None
         if session is not None:
             await session.close()
+        if tracer is not None:
+            await tracer.close()
 
     async def submit_record(self, record: RequestRecord, timeout_s: float | None = None) -> SubmittedToGateway:
         """Sends a record; returns once the gateway says that Kafka has it."""
@@ -199,9 +208,37 @@ class HttpClient(InferenceClient[SubmittedToGateway]):
             headers[_BINARY_HEADER] = length.decode()
         if wait_s:
             headers["Prefer"] = f"wait={wait_s}"
+        if self._tracer is None:
+            return await self._sent(record, headers, ends_at, wait_s)
+        span = self._begin(self._tracer, record)
+        headers["traceparent"] = span.traceparent.decode()
+        try:
+            reply = await self._sent(record, headers, ends_at, wait_s)
+        except BaseException as error:
+            message = str(error) if isinstance(error, PipelineError) else ""
+            span.end(time.time(), {}, error=type(error).__name__, message=message)
+            raise
+        error_type = str(reply.status) if reply.status >= 400 else ""
+        span.end(time.time(), {"http.response.status_code": reply.status}, error=error_type)
+        return reply
+
+    async def _sent(self, record: RequestRecord, headers: Mapping[str, str], ends_at: float, wait_s: int) -> Reply:
         return await self._exchange(
             "POST", _ROUTE, request_id=record.id, ends_at=ends_at, wait_s=wait_s, body=record.value, headers=headers
         )
+
+    def _begin(self, tracer: Tracer, record: RequestRecord) -> Span:
+        """One span for all tries: the request is one, and is answered once."""
+        parts = urlsplit(self._url)
+        attributes: dict[str, str | int] = {
+            "http.request.method": "POST",
+            "url.full": f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{_ROUTE}",
+            "url.template": _ROUTE,
+            "server.address": parts.hostname or "",
+            "server.port": parts.port or (443 if parts.scheme == "https" else 80),
+            "inference.request_id": record.id,
+        }
+        return tracer.begin(f"POST {_ROUTE}", "client", time.time(), attributes, parent=traceparent_in(record.headers))
 
     async def _exchange(self, method: str, path: str, *, request_id: str, ends_at: float, **exchange: Any) -> Reply:
         if self._routes is None:

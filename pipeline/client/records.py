@@ -18,6 +18,7 @@ import orjson
 from pipeline.core.cache_key import content_digest, partition_key
 from pipeline.core.exchange import utc_text
 from pipeline.core.parameters import check_input_parameters, kept_output_parameters, sort_parameters
+from pipeline.core.trace_context import is_traceparent
 from schemas.decoded import DecodedRequest
 from schemas.errors import ErrorCode, WireError
 from schemas.request import BINARY_HEADER, UndecodableRecordError, decode_request
@@ -206,6 +207,17 @@ def _read_back(value: bytes, headers: Headers) -> DecodedRequest:
 def _key(request: DecodedRequest, tensors: Sequence[Tensor]) -> bytes:
     content = content_digest(tensors, sort_parameters(request.parameters).keyed)
     return partition_key(request.tenant, request.model_name, content).encode()
+
+
+def traceparent_in(headers: Headers) -> bytes | None:
+    """The span that a record names as its cause, where it names one."""
+    return next((text for name, text in headers if name == "traceparent" and is_traceparent(text)), None)
+
+
+def traced(record: RequestRecord, traceparent: bytes) -> RequestRecord:
+    """The same record, naming this span as its cause."""
+    others = [header for header in record.headers if header[0] != "traceparent"]
+    return record._replace(headers=[*others, ("traceparent", traceparent)])
 
 
 def request_headers(request_id: str, model_name: str, now: float, binary: Headers, source: str = SOURCE) -> Headers:

@@ -1,15 +1,19 @@
 """Putting records on the requests topic: confirmed by all in-sync replicas, each once."""
 
 import asyncio
+from time import time
 from typing import Any, Protocol
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError
 from aiokafka.partitioner import DefaultPartitioner
 
+from pipeline.adapters.tracing import program_tracer
 from pipeline.client.errors import KafkaUnavailable
-from pipeline.client.records import RequestRecord
-from pipeline.errors import InferenceFailed, TopicError
+from pipeline.client.records import RequestRecord, traced, traceparent_in
+from pipeline.core.trace_context import Span
+from pipeline.errors import InferenceFailed, PipelineError, TopicError
+from pipeline.ports import Tracer
 from schemas.errors import ErrorCode
 
 # Records of one partition that leave together: 500 requests of 512 bytes.
@@ -52,9 +56,19 @@ class KafkaRequests:
         topic: the requests topic.
         record_bytes_max: of a record's value; the topic's own limit should match.
         timeout_s: for connecting, and for a delivery.
+        tracer: makes spans of what is sent; None: the program's own, if it has one when this is started.
     """
 
-    def __init__(self, options: dict[str, Any], topic: str, *, record_bytes_max: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        options: dict[str, Any],
+        topic: str,
+        *,
+        record_bytes_max: int,
+        timeout_s: float,
+        tracer: Tracer | None = None,
+    ) -> None:
+        self._tracer = tracer
         self._options = options
         self._topic = topic
         self._record_bytes_max = record_bytes_max
@@ -65,6 +79,7 @@ class KafkaRequests:
 
     async def start(self) -> None:
         """Connects and learns the partitions."""
+        self._tracer = self._tracer or program_tracer()
         self._producer = AIOKafkaProducer(
             **self._options,
             acks="all",
@@ -97,7 +112,38 @@ class KafkaRequests:
         return partition
 
     async def append(self, record: RequestRecord, partition: int) -> int:
-        """Appends a record and waits for its confirmation."""
+        """Appends a record and waits for its confirmation; where somebody follows it, under a span of its own."""
+        if self._tracer is None:
+            return await self._append(record, partition)
+        span = self._begin(self._tracer, record, partition)
+        try:
+            offset = await self._append(traced(record, span.traceparent), partition)
+        except PipelineError as error:
+            word = error.code.value if isinstance(error, InferenceFailed) else type(error).__name__
+            span.end(time(), {}, error=word, message=str(error))
+            raise
+        except BaseException as error:
+            span.end(time(), {}, error=type(error).__name__)
+            raise
+        span.end(time(), {"messaging.kafka.offset": offset})
+        return offset
+
+    def _begin(self, tracer: Tracer, record: RequestRecord, partition: int) -> Span:
+        attributes: dict[str, str | int] = {
+            "messaging.system": "kafka",
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": self._topic,
+            "messaging.destination.partition.id": str(partition),
+            "messaging.message.id": record.id,
+            "messaging.message.body.size": len(record.value),
+            "inference.request_id": record.id,
+        }
+        return tracer.begin(
+            f"send {self._topic}", "producer", time(), attributes, parent=traceparent_in(record.headers)
+        )
+
+    async def _append(self, record: RequestRecord, partition: int) -> int:
         assert self._producer is not None, "started"
         if len(record.value) > self._record_bytes_max:
             message = f"the record has {len(record.value)} bytes, the limit is {self._record_bytes_max}"

@@ -7,6 +7,7 @@ from pipeline.core.answer import Answer
 from pipeline.core.cache_key import CacheScope
 from pipeline.core.cache_policy import CachePolicy
 from pipeline.core.catalog import ServedVersion
+from pipeline.core.trace_context import Span
 from schemas.decoded import DecodedRequest
 from schemas.request import Parameters
 from schemas.result import CacheStatus
@@ -39,6 +40,7 @@ class Member:
         enable_cache: as its request says it, for entering again under another version.
         resolve_at: Unix seconds: a default version is never resolved as of an earlier time.
         timer: will tell it that it expired; cancelled with the answer, for it holds the request's tensors.
+        span: of its request, where somebody follows it.
     """
 
     waiter: Waiter
@@ -52,6 +54,7 @@ class Member:
     done: bool = False
     flight: "Flight | None" = None
     timer: Timer | None = None
+    span: Span | None = None
 
 
 @dataclass(slots=True, eq=False)

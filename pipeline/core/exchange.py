@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from time import gmtime, strftime
 
+from pipeline.core.trace_context import Span
 from schemas.decoded import DecodedRequest
 
 
@@ -42,6 +43,8 @@ class Exchange:
         model_name: as asked, also where the request is invalid; empty where it cannot be read.
         digest: of the request's content, 32 hex characters; empty for an invalid one.
         input_bytes: raw bytes of all inputs.
+        traceparent: what its answer names: the span here, or what the request brought; None for neither.
+        span: of the work on it here; None where nobody follows it.
         queue_s: from the record's append to its being taken by the worker; never negative.
         total_s: from the record's append to its answer; never negative.
     """
@@ -67,6 +70,7 @@ class Exchange:
     total_s: float = 0.0
     requested_at_text: str = ""
     completed_at_text: str = ""
+    span: Span | None = None
 
     def complete(self, now: float) -> None:
         """The answer is there: durations and the texts of its times, which the result and every event line repeat."""

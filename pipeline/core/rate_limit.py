@@ -5,6 +5,7 @@ than a burst would have to be ahead of it is refused, and moves nothing. One num
 gateways have to share.
 """
 
+import math
 from typing import NamedTuple
 
 
@@ -27,6 +28,25 @@ class Verdict(NamedTuple):
     retry_after_s: float
 
 
+class Policy(NamedTuple):
+    """A rate in the words of the RateLimit headers: so many requests in a window of whole seconds."""
+
+    quota: int
+    window_s: int
+
+
+class Allowance(NamedTuple):
+    """What is left of a rate.
+
+    Attributes:
+        remaining: requests that may come at once, now.
+        more_in_s: when one more than these may.
+    """
+
+    remaining: int
+    more_in_s: float
+
+
 def rate_of(per_s: float, burst: int | None) -> Rate:
     """A rate with its burst: two seconds of it where none is given, at least one request."""
     return Rate(per_s, burst if burst is not None else max(round(2 * per_s), 1))
@@ -47,3 +67,23 @@ def judge(rate: Rate, arrival: float | None, now: float) -> Verdict:
     if wait_s > 1e-9:
         return Verdict(due, wait_s)
     return Verdict(due + step, 0.0)
+
+
+def policy_of(rate: Rate) -> Policy:
+    """The shortest window of whole seconds in which a burst comes back, and what the rate allows in it."""
+    window_s = max(math.ceil(rate.burst / rate.per_s), 1)
+    # The product of what was divided may fall short of it by its last bit.
+    return Policy(max(math.floor(rate.per_s * window_s), rate.burst), window_s)
+
+
+def allowance_of(rate: Rate, ahead_s: float) -> Allowance:
+    """What is left.
+
+    Args:
+        rate: of the tenant.
+        ahead_s: how far the theoretical arrival time is ahead of the clock, after the verdict.
+    """
+    step = 1 / rate.per_s
+    # A millionth of a request less than what is due is due: Redis keeps microseconds.
+    remaining = min(max(math.floor(rate.burst - ahead_s / step + 1e-6), 0), rate.burst)
+    return Allowance(remaining, max(ahead_s - (rate.burst - remaining - 1) * step, 0.0))

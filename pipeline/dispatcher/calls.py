@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pipeline.core.attempts import PULSE_S, Attempts, Pulse
@@ -11,9 +11,10 @@ from pipeline.core.batching import FOREVER, NEVER, GroupKey, join_tensors
 from pipeline.core.coalescing import Flight
 from pipeline.core.fleet_queue import wanted_until
 from pipeline.core.routing import Router
+from pipeline.dispatcher.call_spans import CallSpans
 from pipeline.errors import InferenceServerError, InvalidTensor, ModelFailed, ModelNotReady, ServerUnavailable
 from pipeline.metrics import EngineMetrics
-from pipeline.ports import Clock, InferenceCall, InferenceServer
+from pipeline.ports import Clock, InferenceCall, InferenceServer, Tracer
 from schemas.tensor import Tensor
 
 logger = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class FleetCalls:
         clock: time.
         limit_max_s: how long one instance may take for one call.
         metrics: counts.
+        tracer: makes spans of the calls; None: nobody follows any.
     """
 
     def __init__(
@@ -100,11 +102,13 @@ class FleetCalls:
         clock: Clock,
         limit_max_s: float,
         metrics: EngineMetrics,
+        tracer: Tracer | None = None,
     ) -> None:
         self._servers = {server.name: server for server in servers}
         self._router = router
         self._clock = clock
         self._metrics = metrics
+        self._tracer = tracer
         self._attempts = Attempts(limit_max_s)
         self._pulse = Pulse()
         self._tasks: set[asyncio.Task[Dispatched]] = set()
@@ -139,12 +143,12 @@ class FleetCalls:
         self._attempts.retries.earn()
         now = self._clock.monotonic()
         if (name := self._router.probe(now)) is not None:
-            self._spawn(self._attempt(self._begin(name, now, self._attempts.probe_s(call.kind)), call))
+            self._spawn(self._attempt(self._begin(name, now, self._attempts.probe_s(call.kind)), call, 0))
         if len(self._servers) != 1:
             return await self._race(call)
         begun = self._begin(next(iter(self._servers)), now, self._time_left(flights), wanted=True)
         try:
-            return await self._attempt(begun, call)
+            return await self._attempt(begun, call, call.before + 1)
         except asyncio.CancelledError:
             self._give_up(begun)
             raise
@@ -165,7 +169,7 @@ class FleetCalls:
                     self._metrics.instance_retries[name,] += bool(tried)
                     tried.append(name)
                     begun = self._begin(name, now, self._time_left(call.flights), wanted=True)
-                    newest = self._spawn(self._attempt(begun, call))
+                    newest = self._spawn(self._attempt(begun, call, call.before * len(self._servers) + len(tried)))
                     running[newest] = begun
                     left_s = patience_s = self._patience_s(call, len(tried))
                 elif not running:
@@ -222,7 +226,21 @@ class FleetCalls:
         self._router.abandon(begun.name, begun.number, self._clock.monotonic())
         self._metrics.instance_calls[begun.name, "outrun"] += 1
 
-    async def _attempt(self, begun: _Begun, call: _Call) -> Dispatched:
+    async def _attempt(self, begun: _Begun, call: _Call, number: int) -> Dispatched:
+        if self._tracer is None:
+            return await self._ask(begun, call)
+        spans = CallSpans(self._tracer, call.flights, begun.name, begun.dispatched_at, number)
+        call = call._replace(request=replace(call.request, traceparent=spans.traceparent))
+        try:
+            outcome = await self._ask(begun, call)
+        except asyncio.CancelledError:
+            spans.end(self._clock.now(), "outrun", "another instance was quicker, or nobody waits any more")
+            raise
+        error = outcome.error
+        spans.end(self._clock.now(), "" if error is None else type(error).__name__, "" if error is None else str(error))
+        return outcome
+
+    async def _ask(self, begun: _Begun, call: _Call) -> Dispatched:
         name = begun.name
         outputs: tuple[Tensor, ...] = ()
         error: InferenceServerError | None = None
@@ -231,7 +249,8 @@ class FleetCalls:
         except InferenceServerError as raised:
             error = raised
         except Exception as bug:  # whatever it is, those who wait are told
-            logger.exception("%s: a call of %s failed unexpectedly", name, call.request.model_name)
+            model = call.request.model_name
+            logger.exception("%s: a call of %s failed unexpectedly", name, model, extra={"model": model})
             error = InferenceServerError(name, f"{type(bug).__name__}: {bug}")
         self._learn(begun, call, error)
         took_s = self._clock.monotonic() - begun.at

@@ -15,7 +15,7 @@ from pipeline.core.routing import InstanceView, Router
 from pipeline.dispatcher.calls import Dispatched, FleetCalls, report_bug
 from pipeline.errors import InvalidTensor, ModelFailed
 from pipeline.metrics import EngineMetrics, MetricName
-from pipeline.ports import Clock, InferenceServer
+from pipeline.ports import Clock, InferenceServer, Tracer
 
 # A batch that failed is run again in parts; this many at a time, so that one poisoned batch is not 64 calls at once.
 _PARTS_AT_ONCE = 8
@@ -46,6 +46,8 @@ class Dispatcher:
         attempt_timeout_s: how long one instance may take for one call.
         batches_in_flight: full batches that may be out to one instance, per group.
         bounds: what may wait; a flight that finds no room comes back with `FleetOverloaded`.
+        metrics: counts.
+        tracer: makes spans of the calls; None: nobody follows any.
 
     Attributes:
         waiting_max: how many may wait, here and for an instance that answers.
@@ -61,13 +63,14 @@ class Dispatcher:
         batches_in_flight: int,
         bounds: QueueBounds | None = None,
         metrics: EngineMetrics | None = None,
+        tracer: Tracer | None = None,
     ) -> None:
         self._router = router
         self._clock = clock
         bounds = bounds or QueueBounds()
         self.waiting_max = bounds.count_max
         self._metrics = metrics or EngineMetrics()
-        self._calls = FleetCalls(servers, router, clock, attempt_timeout_s, self._metrics)
+        self._calls = FleetCalls(servers, router, clock, attempt_timeout_s, self._metrics, tracer)
         self._queue = FleetQueue(max(len(servers), 1), batches_in_flight, bounds, self._rows_max, self._calls.p99_s)
         self._metrics.watch_fleet(self._instance_readings, self._model_readings)
         self._tasks: set[asyncio.Task[None]] = set()

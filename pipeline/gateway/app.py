@@ -2,6 +2,7 @@
 
 gate.py              places, limits of heads and answers, one line per failed request
 routes_inferences    /v1/inferences
+routes_models        /v1/models
 routes_protocol      /v2: the Open Inference Protocol
 status_page          what the gateway says of itself
 problem.py           every error, ours and the framework's
@@ -32,10 +33,13 @@ from pipeline.gateway.inferences import Inferences
 from pipeline.gateway.limits import Limits
 from pipeline.gateway.metrics import GatewayMetrics
 from pipeline.gateway.problem import HttpCode, Problem, not_found, problem_of, problem_response
-from pipeline.gateway.protocol_models import Fleet
+from pipeline.gateway.protocol_models import Fleet, make_fleet
 from pipeline.gateway.routes_inferences import make_inferences_router
+from pipeline.gateway.routes_models import make_models_router
 from pipeline.gateway.routes_protocol import make_protocol_router
+from pipeline.gateway.server_spans import ServerSpans
 from pipeline.gateway.status_page import make_status_router
+from pipeline.ports import Tracer
 from schemas.errors import WireError
 
 _DESCRIPTION = (
@@ -53,6 +57,7 @@ def create_app(
     connections: ConnectionLimits | None = None,
     fleet: Fleet | None = None,
     credentials: Credentials | None = None,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """The gateway's app; its lifespan must be entered (`app.router.lifespan_context`), and `inferences` before it.
 
@@ -64,6 +69,7 @@ def create_app(
         connections: those of the server, for the metrics.
         fleet: who is asked for models' metadata; default the one that the settings name.
         credentials: the API keys, where the settings need them.
+        tracer: makes spans of the requests; None: nobody follows any.
 
     Raises:
         SettingsError: API keys are needed, and none are given: nobody is served by accident.
@@ -73,9 +79,10 @@ def create_app(
     registry = registry or CollectorRegistry()
     limits = limits or Limits(settings.gateway)
     identify = make_identify(settings.gateway, credentials)
-    metrics = GatewayMetrics(registry, limits, lambda: 0 if connections is None else connections.open)
+    metrics = GatewayMetrics(registry, limits, lambda: 0 if connections is None else connections.open, credentials)
     if connections is not None:
         connections.on_cut = metrics.note_cut
+        connections.refusal = limits.refusal
     deps = GatewayDeps(
         inferences, settings, limits, make_read_body(settings, limits), identify, make_admit(identify, credentials)
     )
@@ -87,17 +94,25 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry={"tracing": False},  # its own spans would stand beside ours
     )
-    routers = (make_inferences_router(deps), make_protocol_router(deps, fleet), make_status_router(deps, registry))
+    known = fleet or make_fleet(settings)
+    routers = (
+        make_inferences_router(deps), make_models_router(deps, known), make_protocol_router(deps, known),
+        make_status_router(deps, registry),
+    )  # fmt: skip
     for router in routers:
         app.include_router(router)
     _render_errors(app, [route for router in routers for route in router.routes])
+    if tracer is not None:
+        app.add_middleware(ServerSpans, tracer=tracer)
     app.add_middleware(
         Gate,
         limits=limits,
         metrics=metrics,
         identify=make_identify(settings.gateway),
         answer_s=settings.gateway.body_timeout_s,
+        access_log=settings.gateway.access_log,
     )
     # Made when it is first asked for: a tenth of a second.
     app.openapi = cache(partial(openapi.document_of, app))  # type: ignore[method-assign]

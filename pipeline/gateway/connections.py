@@ -10,6 +10,7 @@ It leans on private parts of uvicorn: `tests/gateway/test_http_live.py` sees whe
 """
 
 import asyncio
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,10 @@ from pipeline.gateway.problem import HttpCode, Problem, invalid_request, rendere
 
 # Tokens and tracing fit many times; uvicorn's default is the same.
 HEAD_BYTES_MAX = 64 * 1024
+# A whole request of ours, in one piece: what is turned away for want of time must cost none.
+_WORK = re.compile(rb"POST (/v[12])/[^ \r\n]* HTTP/1\.1\r\n", re.ASCII)
+_LENGTH = re.compile(rb"\r\ncontent-length: *([0-9]{1,6})(?=\r\n)")
+_NOT_PLAIN = (b"transfer-encoding", b"\r\nexpect", b"\r\nconnection: close")
 # A head is a packet or two. Ten seconds are for phones in tunnels.
 HEAD_TIMEOUT_S = 10.0
 
@@ -37,6 +42,7 @@ class ConnectionLimits:
         answer_s: for as long a buffer may stay full that a client does not read.
         head_s: from the first byte of a head, or the connection's start, to its last.
         on_cut: called for each that was cut for dawdling.
+        refusal: why work is turned away at present; None: it is not.
         open: how many there are.
     """
 
@@ -44,6 +50,7 @@ class ConnectionLimits:
     answer_s: float
     head_s: float = HEAD_TIMEOUT_S
     on_cut: Callable[[], None] = lambda: None
+    refusal: Callable[[], Problem | None] = lambda: None
     open: int = field(default=0, init=False)
 
 
@@ -81,11 +88,32 @@ class GatewayConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come; those of a head that is not complete have a time limit from the first one on."""
+        if self._turns_away(data):
+            return
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
             self._stop_head_timer()
         elif self._head_timer is None and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(self._limits.head_s, self._cut)
+
+    def _turns_away(self, data: bytes) -> bool:
+        """Answers a whole request that brings work by 429, unread, while this process is behind; whether it did.
+
+        h11, a task and the way through the app take 1 ms: with so much for each, a gateway that is asked for twice what
+        it can do would do nothing else. What is no whole request of the plainest form is refused behind h11.
+        """
+        if self.conn.their_state is not h11.IDLE or self.conn.trailing_data[0] or not data.startswith(b"POST /v"):
+            return False
+        path = _path_of_whole(data)
+        if path is None or (problem := self._limits.refusal()) is None:
+            return False
+        self._stop_head_timer()
+        self._unset_keepalive_if_required()
+        headers, body = rendered(problem, path)
+        lines = [b"HTTP/1.1 429 Too Many Requests", *(b"%b: %b" % header for header in headers), b"", body]
+        self.transport.write(b"\r\n".join(lines))
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        return True
 
     def pause_writing(self) -> None:
         """The buffer is full."""
@@ -170,6 +198,20 @@ class GatewayConnection(H11Protocol):
         if self._write_timer is not None:
             self._write_timer.cancel()
             self._write_timer = None
+
+
+def _path_of_whole(data: bytes) -> str | None:
+    """Where a request goes whose head and body are these bytes and no others; None where that is not certain."""
+    end = data.find(b"\r\n\r\n")
+    work = _WORK.match(data)
+    if work is None or end < 0:
+        return None
+    head = data[: end + 2].lower()
+    lengths = _LENGTH.findall(head)
+    is_plain = head.count(b"content-length") == len(lengths) == 1 and not any(name in head for name in _NOT_PLAIN)
+    if not is_plain or end + 4 + int(lengths[0]) != len(data):
+        return None
+    return work[1].decode() + "/"
 
 
 def connection_class(limits: ConnectionLimits) -> type[asyncio.Protocol]:

@@ -1,10 +1,9 @@
 """Headers that both protocols read or write alike: trace context, and how an answer met the cache."""
 
-import re
 from collections.abc import Mapping
 
-# W3C Trace Context, section 3.2.
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+from pipeline.core.trace_context import is_traceparent
+
 # RFC 9211, by what the worker says of its cache: a hit, or why it went to the model; `collapsed`: with another's.
 _CACHE_STATUS = {
     "hit": "pipeline; hit",
@@ -18,8 +17,8 @@ _STORED = frozenset({"miss", "refresh"})
 
 def traceparent_of(headers: Mapping[str, str]) -> bytes | None:
     """The trace context that a request brings, where it is one."""
-    given = headers.get("traceparent", "")
-    return given.encode() if _TRACEPARENT.fullmatch(given) else None
+    given = headers.get("traceparent", "").encode("utf-8", "replace")
+    return given if is_traceparent(given) else None
 
 
 def cache_headers(status: str, age_ms: int | None, *, may_store: bool) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """What every request passes: a place or a refusal, an answer that is read in time, a line in the log if it failed.
 
+With `gateway.access_log` every one has a line, too, of the logger `pipeline.gateway.access`.
+
 head too large, or ambiguous   refused, and the connection closed
 a place                        or 429, or 503 while the gateway stops; health and metrics need none
 the answer                     in pieces of 64 KiB, each waited for: a client that does not read holds its place, and
@@ -9,15 +11,18 @@ a body nobody read             the rest is dropped for two seconds, so that the 
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
 
 import orjson
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.gateway.connections import HEAD_BYTES_MAX
+from pipeline.gateway.current_request import enter
+from pipeline.gateway.exchange_headers import traceparent_of
 from pipeline.gateway.identity import Identity
 from pipeline.gateway.limits import Limits, Slot
 from pipeline.gateway.metrics import GatewayMetrics, RequestKind
@@ -25,6 +30,7 @@ from pipeline.gateway.problem import SLOT, HttpCode, Problem, problem_response
 from schemas.errors import ErrorCode
 
 logger = logging.getLogger(__name__)
+_access = logging.getLogger("pipeline.gateway.access")
 
 HEADERS_MAX = 100
 # A piece of an answer; transports ask for a pause above the same size.
@@ -48,6 +54,7 @@ class Gate:
         metrics: where requests are counted.
         identify: whose a request is, for the log.
         answer_s: the time a client has to read an answer, or one event of a stream.
+        access_log: whether every request has its line.
     """
 
     def __init__(
@@ -57,12 +64,15 @@ class Gate:
         metrics: GatewayMetrics,
         identify: Callable[[Request], Identity],
         answer_s: float,
+        *,
+        access_log: bool = False,
     ) -> None:
         self._app = app
         self._limits = limits
         self._metrics = metrics
         self._identify = identify
         self._answer_s = answer_s
+        self._access_log = access_log
         self._lines = _LineBudget(_LINES_PER_S)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,14 +83,19 @@ class Gate:
         exchange = _Exchange(scope, receive, send, self._limits, self._answer_s)
         started = monotonic()
         slot: Slot | None = None
+        # On a connection that is kept this task may come of the one before, with its place.
+        enter(None)
         try:
             _check_head(scope)
             _drop_authority(scope)
             if scope["path"] not in _ALWAYS_ANSWERED:
-                slot = scope[SLOT] = self._limits.admit()
+                slot = scope[SLOT] = self._limits.admit(brings_work=scope["method"] == "POST")
+                slot.trace_id = _trace_id(scope)
+                enter(slot)
             await self._app(scope, exchange.receive, exchange.send)
         except Problem as problem:
             # Only these raise one: what comes from within is an answer already.
+            await exchange.take_small_body()
             await problem_response(problem, scope)(scope, receive, exchange.send)
             exchange.problem = problem
         except Exception:
@@ -99,28 +114,46 @@ class Gate:
         self._metrics.seconds.labels(route).observe(took_s)
         self._metrics.clients_cut += exchange.is_cut
         # A gateway that is not ready says so to its prober each second; that is no request that failed.
-        if (
-            exchange.status < 400
-            or scope["path"] in _ALWAYS_ANSWERED
-            or not self._lines.may_write(exchange.status, monotonic())
-        ):
+        is_failure = exchange.status >= 400 and scope["path"] not in _ALWAYS_ANSWERED
+        is_told = is_failure and self._lines.may_write(exchange.status, monotonic())
+        if not (is_told or self._access_log):
             return
+        path_params: dict[str, Any] = scope.get("path_params") or {}
+        if slot is not None:
+            slot.trace_id = _trace_id(scope)  # where none came, one may have begun here
+        source_ip = self._identify(Request(scope)).source_ip
+        fields = {
+            "method": method,
+            "route": route,
+            "status": exchange.status,
+            "duration_ms": round(took_s * 1e3, 1),
+            "source_ip": source_ip,
+            "model": None if slot is None else slot.model_name or path_params.get("model_name"),
+        }
+        if self._access_log:
+            words = "%s %s %s %d %.1f ms"
+            _access.info(words, source_ip, method, route, exchange.status, took_s * 1e3, extra=fields)
+        if is_told:
+            self._tell_failure(scope, exchange, slot, fields)
+
+    def _tell_failure(self, scope: Scope, exchange: "_Exchange", slot: Slot | None, fields: Mapping[str, Any]) -> None:
         code, detail = (slot.code, slot.detail) if slot is not None else (None, None)
         if exchange.problem is not None:
             code, detail = exchange.problem.code, exchange.problem.detail
         line = {
-            "method": method,
+            "method": fields["method"],
             "path": scope.get("raw_path", b"").decode("latin-1")[:200],
             "status": exchange.status,
             "code": code,
             "id": slot.request_id if slot is not None else None,
-            "source_ip": self._identify(Request(scope)).source_ip,
-            "ms": round(took_s * 1e3, 1),
+            "source_ip": fields["source_ip"],
+            "ms": fields["duration_ms"],
             "detail": (detail or "").encode("utf-8", "replace").decode()[:300],
             "left_out": self._lines.take_left_out(),
         }
         told = orjson.dumps({name: value for name, value in line.items() if value not in (None, "", 0)}).decode()
-        logger.log(logging.WARNING if exchange.status >= 500 else logging.INFO, "request failed %s", told)
+        level = logging.WARNING if exchange.status >= 500 else logging.INFO
+        logger.log(level, "request failed %s", told, extra={**fields, "code": code, "path": line["path"]})
 
 
 class _Exchange:
@@ -161,6 +194,20 @@ class _Exchange:
             self._lingers = more = True
         await self._in_time(_part(last, more=more), deadline)
 
+    async def take_small_body(self) -> None:
+        """Drops a small body before its request is refused, so that the connection goes on.
+
+        A client that must connect anew costs as much as the answer, just when this process has no time.
+        """
+        if self._body_is_read or not _has_small_body(self._scope):
+            return
+        try:
+            async with asyncio.timeout(_LINGER_S):
+                while not self._body_is_read:
+                    await self.receive()
+        except TimeoutError:
+            logger.debug("a small body did not come within %g s", _LINGER_S)
+
     async def end(self) -> None:
         """Drops what is left of the body for a while, then ends an answer that was sent before the body had come."""
         if not self._lingers or self.is_cut:
@@ -176,6 +223,8 @@ class _Exchange:
     def _start(self, message: Message) -> None:
         self.status = message["status"]
         headers = [*message["headers"], (b"x-content-type-options", b"nosniff")]
+        if (slot := self._scope.get(SLOT)) is not None:
+            headers += slot.headers
         if not self._body_is_read or self._limits.stopping.is_set():
             headers.append((b"connection", b"close"))
         message["headers"] = headers
@@ -234,6 +283,21 @@ def _has_body(scope: Scope) -> bool:
         name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0"))
         for name, value in scope["headers"]
     )
+
+
+def _has_small_body(scope: Scope) -> bool:
+    """Whether a body comes that is a piece at most; whoever asks first whether it is wanted (`Expect`) is told no."""
+    names = dict(scope["headers"])
+    length = names.get(b"content-length", b"")
+    return b"expect" not in names and length.isdigit() and len(length) < 7 and int(length) <= PIECE_BYTES
+
+
+def _trace_id(scope: Scope) -> str | None:
+    """Of the trace that the request belongs to, where it says so."""
+    if not any(name == b"traceparent" for name, _ in scope["headers"]):
+        return None
+    given = traceparent_of(Headers(scope=scope))
+    return None if given is None else given.split(b"-")[1].decode()
 
 
 def _drop_authority(scope: Scope) -> None:

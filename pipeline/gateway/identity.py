@@ -14,7 +14,8 @@ from starlette.requests import Request
 
 from pipeline.config import GatewaySettings
 from pipeline.gateway.credentials import Credentials, KeyRefused, RateExceeded
-from pipeline.gateway.problem import HttpCode, Problem
+from pipeline.gateway.limits import slot_of
+from pipeline.gateway.problem import SLOT, HttpCode, Problem
 from schemas.errors import ErrorCode
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -64,6 +65,8 @@ def make_identify(settings: GatewaySettings, credentials: Credentials | None = N
             raise Problem(
                 401, HttpCode.KEY_REFUSED, str(refusal), headers={"www-authenticate": 'Bearer realm="inference"'}
             ) from None
+        if (slot := request.scope.get(SLOT)) is not None:
+            slot.tenant = holder.tenant
         return Identity(holder.tenant, holder.key_id, address)
 
     return identify
@@ -82,11 +85,14 @@ def make_admit(
         identity = identify(request)
         if credentials is not None and identity.key_id is not None:
             try:
-                await credentials.admit(identity.key_id)
+                quota = await credentials.admit(identity.key_id)
             except RateExceeded as exceeded:
+                slot_of(request).headers = exceeded.quota.headers()
                 raise Problem(
                     429, ErrorCode.OVERLOADED, str(exceeded), retry_after_s=max(math.ceil(exceeded.retry_after_s), 1)
                 ) from None
+            if quota is not None:
+                slot_of(request).headers = quota.headers()
         return identity
 
     return admit

@@ -29,6 +29,7 @@ from pipeline.config import Settings
 from pipeline.core.stored_result import Pending, StoredResult, name_of
 from pipeline.errors import PipelineError, ResultStoreError
 from pipeline.gateway.appending import Appending
+from pipeline.gateway.current_request import current_request
 from pipeline.gateway.delivery_metrics import DeliveryMetrics
 from pipeline.gateway.filler import Filler
 from pipeline.gateway.lookup import LookUp, RecentReceipt, RecentReceipts, ResultGone, ResultLog
@@ -135,6 +136,7 @@ class Inferences:
         outcome = "unconfirmed"
         try:
             prepared = self._prepare(submission, self._replies.partition)
+            _note_for_the_log(prepared)
             async with self._alone(_name(prepared)):
                 receipt = await self._submit(submission, prepared)
             outcome = "repeated" if receipt.is_repeated else "accepted"
@@ -320,3 +322,11 @@ class Inferences:
 
 def _name(prepared: PreparedRequest) -> bytes:
     return name_of(prepared.tenant, prepared.record.id)
+
+
+def _note_for_the_log(prepared: PreparedRequest) -> None:
+    """From here on it is known which request the caller's lines are about."""
+    if (names := current_request()) is not None:
+        names.request_id = prepared.record.id
+        # CloudEvents' word for what a request is about.
+        names.model_name = dict(prepared.record.headers)["ce_subject"].decode()

@@ -1,4 +1,8 @@
-"""Where a result is: in this gateway's memory, in the result store, in the inference log, asked in that order."""
+"""Where a result is: in this gateway's memory, in the result store, in the inference log, asked in that order.
+
+The log is asked for what the store has pending, too, once that has been so for long: a store that lost its results, and
+was told of a request once more that had been answered by then, would have it pending for as long as it remembers.
+"""
 
 import asyncio
 import logging
@@ -6,10 +10,15 @@ import random
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from itertools import islice
 from typing import Protocol
+
+import msgspec
 
 from pipeline.adapters.result_log import LoggedResult
 from pipeline.core.circuit_breaker import BreakerPolicy, Circuit, CircuitBreaker
+from pipeline.core.duplicates import WINDOW_MS
 from pipeline.core.stored_result import DIGEST_BYTES, Pending, StoredResult
 from pipeline.errors import EventStoreError, PipelineError, ResultStoreError
 from pipeline.gateway.delivery_metrics import DeliveryMetrics
@@ -28,6 +37,20 @@ _LOG_S_MAX = 2.0
 # While the store is away, who waits is looked for in the log; so many at a time, for each is a query.
 _LOG_QUERIES_MAX = 16
 _NO_DIGEST = bytes(DIGEST_BYTES)
+# Pending for longer than an answer usually takes, and than the log lags behind. The next looks come after twice the
+# time each: a thousand requests that wait through a backlog of five minutes are six queries each, 20 a second.
+_PENDING_S_FIRST = 5.0
+_PENDING_S_MAX = 80.0
+# For so long a worker answers an id that comes again by nothing at all; later, by a result. What ended before that is
+# an earlier request's.
+_REPEATED_S_MAX = WINDOW_MS / 1e3
+
+
+class _Completion(msgspec.Struct):
+    completed_at: datetime
+
+
+_completion = msgspec.json.Decoder(_Completion)
 
 
 class ResultGone(PipelineError):  # noqa: N818 - a state, not a mistake
@@ -131,6 +154,38 @@ class RecentReceipts:
             receipt.result = None
 
 
+class LongPending:
+    """Requests that are pending, and when the log is asked for each; the latest ones.
+
+    Args:
+        count_max: how many are remembered; one that is forgotten counts from anew.
+    """
+
+    def __init__(self, count_max: int = RECEIPTS_MAX) -> None:
+        self._count_max = count_max
+        self._looks: OrderedDict[bytes, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._looks)
+
+    def is_due(self, name: bytes, now: float) -> bool:
+        """Whether the log is to be asked for a request that is pending now; the next time is later."""
+        look_at, pause_s = self._looks.get(name, (now + _PENDING_S_FIRST, _PENDING_S_FIRST))
+        is_due = look_at <= now
+        if is_due:
+            pause_s = min(2 * pause_s, _PENDING_S_MAX)
+            look_at = now + pause_s
+        self._looks[name] = (look_at, pause_s)
+        self._looks.move_to_end(name)
+        if len(self._looks) > self._count_max:
+            self._looks.popitem(last=False)
+        return is_due
+
+    def found(self, name: bytes) -> None:
+        """The log has its result: from now on it is always asked."""
+        self._looks[name] = (0.0, 0.0)
+
+
 class LookUp:
     """Finds results.
 
@@ -158,6 +213,7 @@ class LookUp:
         self._clock = clock
         self._metrics = metrics
         self._log_breaker = CircuitBreaker(BreakerPolicy(), rng.random)
+        self._long_pending = LongPending()
 
     async def find(self, asked: Asked) -> StoredResult | Pending | None:
         """What is known of a request; None: nobody knows of it.
@@ -187,8 +243,11 @@ class LookUp:
         except ResultStoreError as error:
             self._metrics.store_errors["find"] += 1
             stored, away = None, error
+        if isinstance(stored, StoredResult):
+            return "store", stored
         if stored is not None:
-            return "store" if isinstance(stored, StoredResult) else "pending", stored
+            answered = await self._answered_before(asked)
+            return ("pending", stored) if answered is None else ("log", answered)
         try:
             logged = await self._logged(asked)
         except EventStoreError as error:
@@ -210,11 +269,34 @@ class LookUp:
             except ResultStoreError:
                 self._metrics.store_errors["find"] += 1
             else:
-                pairs = zip(asked, found, strict=True)
-                return {one.name: result for one, result in pairs if isinstance(result, StoredResult)}
+                results = dict(zip((one.name for one in asked), found, strict=True))
+                kept = {name: result for name, result in results.items() if isinstance(result, StoredResult)}
+                return kept | await self._answered_long_ago([one for one in asked if one.name not in kept])
         logged = await asyncio.gather(*(self._logged_quietly(one) for one in asked[:_LOG_QUERIES_MAX]))
         pairs_logged = zip(asked, logged, strict=False)
         return {one.name: result for one, result in pairs_logged if result is not None}
+
+    async def _answered_long_ago(self, pending: Sequence[Asked]) -> dict[bytes, StoredResult]:
+        """Those of them that the log is due to be asked for, and knows."""
+        now = self._clock.monotonic()
+        # Only as many are looked at as may be asked for: the others stay due.
+        due = list(islice((one for one in pending if self._long_pending.is_due(one.name, now)), _LOG_QUERIES_MAX))
+        found = await asyncio.gather(*(self._repeated(one) for one in due))
+        return {one.name: result for one, result in zip(due, found, strict=True) if result is not None}
+
+    async def _answered_before(self, asked: Asked) -> StoredResult | None:
+        """The result in the log of a request that the store has pending, where that has been so for long."""
+        if not self._long_pending.is_due(asked.name, self._clock.monotonic()):
+            return None
+        return await self._repeated(asked)
+
+    async def _repeated(self, asked: Asked) -> StoredResult | None:
+        """The answer that a worker gives no second time; None for one that is too old to be this request's."""
+        result = await self._logged_quietly(asked)
+        if result is None or not _ended_since(result, self._clock.now() - _REPEATED_S_MAX):
+            return None
+        self._long_pending.found(asked.name)
+        return result
 
     async def _logged_quietly(self, asked: Asked) -> StoredResult | None:
         try:
@@ -252,6 +334,15 @@ class LookUp:
             raise
         self._log_breaker.answered()
         return None if row is None else _stored(asked, row)
+
+
+def _ended_since(result: StoredResult, since: float) -> bool:
+    """Whether a result says that it ended after this time, Unix seconds."""
+    text = result.value[: result.json_bytes] if result.json_bytes else result.value
+    try:
+        return bool(_completion.decode(text).completed_at.timestamp() >= since)
+    except msgspec.MsgspecError:
+        return False
 
 
 def _stored(asked: Asked, row: LoggedResult) -> StoredResult:

@@ -26,6 +26,7 @@ from pipeline.adapters.kafka import cancel_until_ended, client_options
 from pipeline.adapters.keys_topic import KeysFollower
 from pipeline.adapters.redis_rate_limits import RateLimits
 from pipeline.adapters.system import SystemClock, rare_garbage_collections
+from pipeline.adapters.tracing import OtelTracer, open_tracer
 from pipeline.config import GatewaySettings, Settings
 from pipeline.errors import SettingsError
 from pipeline.gateway.app import create_app
@@ -44,6 +45,9 @@ DEFAULT_PORT = 8080
 # Ports tried above the default one where nobody asked for a port.
 _PORTS_TRIED_MAX = 200
 _BACKLOG = 2048
+# libuv accepts one connection of a socket in each turn of the loop: of one socket, all others would wait unseen for as
+# many turns, just when turns are long.
+_ACCEPTED_AT_ONCE = 32
 # Proxies keep idle connections for 60 s; the longer one decides, so that none sends on one that is just closed.
 _KEEP_ALIVE_S = 75
 # Idle connections are many; files, Kafka and Redis need some descriptors besides.
@@ -61,8 +65,10 @@ def run_gateway(settings: Settings) -> int:
         raise SettingsError(
             "setting PIPELINE_KAFKA__BOOTSTRAP_SERVERS is not set and no local stack runs: start one with `pipeline up`"
         )
+    # Of the whole program: what puts requests on the topic finds it there.
+    tracer = open_tracer("inference-gateway", of_program=True)
     with bound_socket(settings.gateway) as listener, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(settings, listener))
+        return runner.run(_run(settings, listener, tracer))
 
 
 def bound_socket(settings: GatewaySettings) -> socket.socket:
@@ -126,7 +132,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _run(settings: Settings, listener: socket.socket) -> int:
+async def _run(settings: Settings, listener: socket.socket, tracer: OtelTracer | None) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -135,6 +141,8 @@ async def _run(settings: Settings, listener: socket.socket) -> int:
     connections = ConnectionLimits(_connections_max(gateway.max_in_flight), gateway.body_timeout_s)
     registry = CollectorRegistry()
     async with AsyncExitStack() as resources:
+        if tracer is not None:
+            resources.push_async_callback(tracer.close)
         delivery = Inferences(settings, metrics=DeliveryMetrics(registry))
         inferences = await _unless(stop, resources.enter_async_context(delivery))
         if inferences is None:
@@ -145,7 +153,13 @@ async def _run(settings: Settings, listener: socket.socket) -> int:
             if credentials is None:
                 return 0
         app = create_app(
-            inferences, settings, registry=registry, limits=limits, connections=connections, credentials=credentials
+            inferences,
+            settings,
+            registry=registry,
+            limits=limits,
+            connections=connections,
+            credentials=credentials,
+            tracer=tracer,
         )
         await resources.enter_async_context(app.router.lifespan_context(app))
         logger.info("gateway %d serves %s", os.getpid(), url_of(gateway.host, listener.getsockname()[1]))
@@ -179,7 +193,8 @@ async def serve(
 ) -> int:
     """Serves an app until `stop` is set, then lets what is in flight end; returns the process's exit code."""
     server = _Server(_config(app, connections))
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    listeners = [listener, *(listener.dup() for _ in range(_ACCEPTED_AT_ONCE - 1))]
+    serving = asyncio.create_task(server.serve(sockets=listeners))
     stopped = asyncio.ensure_future(stop.wait())
     await asyncio.wait((serving, stopped), return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()

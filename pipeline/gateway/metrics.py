@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from pipeline.gateway.credentials import Credentials
 from pipeline.gateway.limits import Limits
 
 # Receipts take milliseconds, long polls up to a minute.
@@ -34,9 +35,16 @@ class GatewayMetrics:
         registry: where they are exported.
         limits: whose state is exported too.
         connections: how many are open.
+        credentials: whose counts by tenant are exported too; None: keys are not asked for.
     """
 
-    def __init__(self, registry: CollectorRegistry, limits: Limits, connections: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        limits: Limits,
+        connections: Callable[[], int],
+        credentials: Credentials | None = None,
+    ) -> None:
         self.requests: defaultdict[RequestKind, int] = defaultdict(int)
         self.clients_cut = 0
         self.seconds = Histogram(
@@ -47,6 +55,8 @@ class GatewayMetrics:
             registry=registry,
         )
         registry.register(_Exported(self, limits, connections))
+        if credentials is not None:
+            registry.register(_ExportedQuotas(credentials))
 
     def note_cut(self) -> None:
         """A client was cut off."""
@@ -94,3 +104,34 @@ class _Exported(Collector):
             ),
             "pipeline_gateway_connections": ("Open connections.", self._connections()),
         }
+
+
+class _ExportedQuotas(Collector):
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+
+    def collect(self) -> Iterator[Metric]:
+        """The counts as they are now."""
+        admitted = CounterMetricFamily(
+            "pipeline_gateway_tenant_requests",
+            "Requests handed in, by tenant of the API key and outcome. Refused: 429, the rate of its keys is used up.",
+            labels=("tenant", "outcome"),
+        )
+        for tenant, outcomes in list(self._credentials.admitted.items()):
+            for outcome, count in outcomes.items():
+                admitted.add_metric([tenant, outcome], count)
+        yield admitted
+        limits = self._credentials.limits
+        judged = CounterMetricFamily(
+            "pipeline_gateway_rate_decisions",
+            "Requests held against a rate, by who counted: redis for all gateways, or this gateway for itself.",
+            labels=("counted_by",),
+        )
+        for counted_by, count in limits.counts.items():
+            judged.add_metric([counted_by], count)
+        yield judged
+        yield GaugeMetricFamily(
+            "pipeline_gateway_rates_shared",
+            "1: rates are counted in Redis for all gateways. 0: no Redis, or away; tenants may have a rate at each.",
+            value=limits.are_shared,
+        )

@@ -1,7 +1,7 @@
 """The OpenAPI document: FastAPI's own of the routes, and what it cannot know of bodies that are not its models."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -9,9 +9,10 @@ from fastapi.openapi.utils import get_openapi
 from pipeline.gateway.bodies import BINARY, BINARY_HEADER_NAME, JSON
 from pipeline.gateway.problem import MEDIA_TYPE, ProblemDetails
 from schemas.json_schemas import definitions
+from schemas.registry import VersionState
 from schemas.request import ID_PATTERN
 
-__all__ = ["EVENTS", "ID_PATTERN", "RESULT", "SUBMIT", "SUBMIT_BODY", "document_of"]
+__all__ = ["EVENTS", "ID_PATTERN", "MODEL", "MODELS", "RESULT", "SUBMIT", "SUBMIT_BODY", "document_of"]
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -83,17 +84,26 @@ _EVENT = {
     },
 }
 _ALWAYS = (429, 431, 500, 503)
+# Of requests whose key has a rate: draft-ietf-httpapi-ratelimit-headers-10.
+_RATE_HEADERS = {
+    "RateLimit-Policy": _header("Of a key with a rate: `q` requests in `w` seconds."),
+    "RateLimit": _header("Of a key with a rate: `r` requests may come at once, more in `t` seconds."),
+}
 
 SUBMIT: Responses = {
     200: {
         "description": "The result came within `Prefer: wait=N`.",
         "content": _RESULT_CONTENT,
-        "headers": {**_RESULT_HEADERS, "Preference-Applied": _header("The preference that was followed.")},
+        "headers": {
+            **_RESULT_HEADERS,
+            **_RATE_HEADERS,
+            "Preference-Applied": _header("The preference that was followed."),
+        },
     },
     202: {
         "description": "Accepted: Kafka has it on all in-sync replicas.",
         "content": {JSON: {"schema": _links("accepted")}},
-        "headers": {"Location": _header("Where the result will be.")},
+        "headers": {"Location": _header("Where the result will be."), **_RATE_HEADERS},
     },
     **_problems(400, 408, 413, 415, 422, *_ALWAYS),
 }
@@ -126,6 +136,38 @@ EVENTS: Responses = {
     },
     204: {"description": "Last-Event-ID was `result`: there is nothing more to tell."},
     **_problems(400, 404, 410, *_ALWAYS),
+}
+_MODEL = {
+    "type": "object",
+    "required": ["id", "object", "created", "owned_by", "versions", "states", "default_version", "instances"],
+    "properties": {
+        "id": {"type": "string", "description": "The model's name."},
+        "object": {"const": "model"},
+        "created": {"type": "integer", "description": "When its default version was chosen, Unix seconds."},
+        "owned_by": {"type": "string"},
+        "versions": {"type": "array", "items": {"type": "string"}, "description": "Those that may be asked."},
+        "states": {
+            "type": "object",
+            "additionalProperties": {"enum": list(get_args(VersionState))},
+            "description": "Of every version there is word of.",
+        },
+        "default_version": {"type": ["string", "null"], "description": "Which answers where none is named, now."},
+        "instances": {"type": "array", "items": {"type": "string"}, "description": "The Tritons that are asked."},
+    },
+}
+_MODEL_LIST = {
+    "type": "object",
+    "required": ["object", "data"],
+    "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": _MODEL}},
+}
+MODELS: Responses = {
+    200: {"description": "All models, in OpenAI's shape.", "content": {JSON: {"schema": _MODEL_LIST}}},
+    **_problems(*_ALWAYS),
+}
+MODEL: Responses = {
+    200: {"description": "One model, in OpenAI's shape.", "content": {JSON: {"schema": _MODEL}}},
+    **_problems(*_ALWAYS),
+    404: {**_problems(404)[404], "description": "No model is called so (MODEL_NOT_FOUND)."},
 }
 
 

@@ -61,6 +61,10 @@ class AnnouncedModels:
         self._records: dict[str, ModelRecord] = {}
         self._catalog = ModelCatalog()
 
+    def records(self) -> Mapping[str, ModelRecord]:
+        """The newest record of every model."""
+        return self._records
+
     def apply(self, record: ModelRecord) -> None:
         """A model is announced, or announced anew."""
         self._records[record.model_name] = record

@@ -17,11 +17,13 @@ from pipeline.adapters.event_topic import EventTopic
 from pipeline.adapters.webhook_http import WebhookHttp
 from pipeline.core.callback_record import Callback, read_callback
 from pipeline.core.result_record import Headers
+from pipeline.core.trace_context import Span, is_traceparent
 from pipeline.core.webhook_events import WebhookEvents
 from pipeline.core.webhook_schedule import (
     BUSY_S_MAX,
     WEBHOOK_FAILED,
     WEBHOOK_REFUSED,
+    Answered,
     Delivered,
     GivenUp,
     Outcome,
@@ -32,7 +34,7 @@ from pipeline.core.webhook_schedule import (
 )
 from pipeline.core.webhook_signature import signatures
 from pipeline.outage import Outage, retry_pause_s
-from pipeline.ports import Clock
+from pipeline.ports import Clock, Tracer
 from pipeline.webhooks.in_flight import HostLines
 from pipeline.webhooks.metrics import WebhookMetrics
 from schemas.headers import dead_letter_headers
@@ -74,6 +76,7 @@ class Deliverer:
         clock: time.
         rng: jitter.
         kafka: told what writing meets.
+        tracer: makes spans of the calls; None: nobody follows any.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Deliverer:
         clock: Clock,
         rng: random.Random,
         kafka: Outage,
+        tracer: Tracer | None = None,
     ) -> None:
         self._rules = rules
         self._http = http
@@ -101,6 +105,7 @@ class Deliverer:
         self._clock = clock
         self._rng = rng
         self._kafka = kafka
+        self._tracer = tracer
 
     async def deliver(self, record: ConsumerRecord) -> None:
         """Returns when all that follows from a record is on Kafka's in-sync replicas.
@@ -168,7 +173,41 @@ class Deliverer:
             "webhook-timestamp": str(timestamp_s),
             "webhook-signature": signatures(keys, callback.request_id, timestamp_s, callback.body),
         }
-        return await self._http.post(callback.url, callback.body, callback.http_headers() | signed)
+        headers = callback.http_headers() | signed
+        if self._tracer is None:
+            return await self._http.post(callback.url, callback.body, headers)
+        span = self._begin(self._tracer, callback, headers)
+        headers["traceparent"] = span.traceparent.decode()
+        outcome = await self._http.post(callback.url, callback.body, headers)
+        self._end(span, outcome)
+        return outcome
+
+    def _begin(self, tracer: Tracer, callback: Callback, headers: Mapping[str, str]) -> Span:
+        url = callback.url
+        attributes: dict[str, str | int] = {
+            "http.request.method": "POST",
+            # Without its query, where receivers put their secrets.
+            "url.full": f"{url.scheme}://{url.place}{url.target.partition('?')[0]}",
+            "server.address": url.host,
+            "server.port": url.port,
+            "inference.request_id": callback.request_id,
+            "inference.model_name": callback.model_name,
+        }
+        if callback.attempt:
+            attributes["http.request.resend_count"] = callback.attempt
+        cause = headers.get("traceparent", "").encode()
+        parent = cause if is_traceparent(cause) else None
+        return tracer.begin("POST", "client", self._clock.now(), attributes, parent=parent)
+
+    def _end(self, span: Span, outcome: Outcome) -> None:
+        now = self._clock.now()
+        if isinstance(outcome, Answered):
+            error = str(outcome.status) if outcome.status >= 400 else ""
+            span.end(now, {"http.response.status_code": outcome.status}, error=error)
+        elif isinstance(outcome, Refused):
+            span.end(now, {}, error="refused", message=outcome.text)
+        else:
+            span.end(now, {}, error=outcome.kind, message=outcome.text)
 
     async def _conclude(
         self, callback: Callback, record: ConsumerRecord, verdict: Delivered | Retry | GivenUp, duration_s: float

@@ -26,6 +26,7 @@ from pipeline.adapters.kafka import client_options
 from pipeline.adapters.status_http import StatusServer
 from pipeline.adapters.system import SystemClock, rare_garbage_collections
 from pipeline.adapters.topics import RECORD_OVERHEAD_BYTES, webhook_topics
+from pipeline.adapters.tracing import OtelTracer, open_tracer
 from pipeline.adapters.webhook_http import LookUp, WebhookHttp
 from pipeline.config import MIB, Settings
 from pipeline.core.webhook_events import WebhookEvents
@@ -57,16 +58,17 @@ def run_webhooks(settings: Settings) -> int:
         SettingsError: something it needs is not configured, or a secret is none.
         KafkaError: Kafka refused for good.
     """
+    tracer = open_tracer("inference-webhooks")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_run(settings))
+        runner.run(_run(settings, tracer))
     return 0
 
 
-async def _run(settings: Settings) -> None:
+async def _run(settings: Settings, tracer: OtelTracer | None) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, _ask_to_stop, stop)
-    await WebhooksProcess(settings).run(stop)
+    await WebhooksProcess(settings, tracer=tracer).run(stop)
 
 
 def _ask_to_stop(stop: asyncio.Event) -> None:
@@ -106,12 +108,21 @@ class WebhooksProcess:
         settings: with the address of Kafka.
         look_up: how names are resolved; None: by the system.
         tls: whose certificates are believed; None: the system's.
+        tracer: makes spans of the calls; closed at the end. None: nobody follows any.
 
     Raises:
         SettingsError: something it needs is not configured, or a secret is none.
     """
 
-    def __init__(self, settings: Settings, *, look_up: LookUp | None = None, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        look_up: LookUp | None = None,
+        tls: ssl.SSLContext | None = None,
+        tracer: OtelTracer | None = None,
+    ) -> None:
+        self._tracer = tracer
         self._settings = settings
         self._look_up = look_up
         self._tls = tls
@@ -139,6 +150,8 @@ class WebhooksProcess:
         kafka = Outage("Kafka", asyncio.get_running_loop().time)
         tiers_s = {settings.topic(name): tier_s for name, tier_s in webhook_topics(settings).items()}
         async with AsyncExitStack() as resources:
+            if self._tracer is not None:
+                resources.push_async_callback(self._tracer.close)
             port = settings.webhooks.metrics_port
             await resources.enter_async_context(StatusServer(port, self._registry, self._not_ready, self._state))
             consumer = await resources.enter_async_context(self._consumer(list(tiers_s), stop, kafka))
@@ -205,6 +218,7 @@ class WebhooksProcess:
             clock=SystemClock(),
             rng=self._rng,
             kafka=kafka,
+            tracer=self._tracer,
         )
 
     @asynccontextmanager

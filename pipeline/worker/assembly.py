@@ -19,7 +19,7 @@ from pipeline.core.routing import Router
 from pipeline.dispatcher import Dispatcher
 from pipeline.engine import InferenceEngine
 from pipeline.metrics import EngineMetrics, SharedCacheMetrics
-from pipeline.ports import InferenceServer, SharedCache
+from pipeline.ports import InferenceServer, SharedCache, Tracer
 
 
 def shared_cache_of(settings: Settings, registry: CollectorRegistry) -> RedisSharedCache | None:
@@ -50,6 +50,7 @@ def engine_of(
     servers: Sequence[InferenceServer],
     metrics: EngineMetrics,
     shared: SharedCache | None,
+    tracer: Tracer | None = None,
 ) -> tuple[InferenceEngine, ResponseCache[StoredAnswer]]:
     """An engine on these servers, and its own cache."""
     clock = SystemClock()
@@ -61,6 +62,7 @@ def engine_of(
         batches_in_flight=settings.worker.batches_in_flight,
         bounds=QueueBounds(settings.triton.queue_max, settings.triton.queue_max_bytes),
         metrics=metrics,
+        tracer=tracer,
     )
     cache = ResponseCache[StoredAnswer](settings.cache.max_bytes)
     engine = InferenceEngine(

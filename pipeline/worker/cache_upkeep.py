@@ -19,6 +19,9 @@ from schemas.control import (
     CacheStatsCommand,
     CacheStatsReply,
     CacheUsage,
+    ControlCommand,
+    ControlReply,
+    ModelPromoteCommand,
     SharedCacheCounts,
 )
 
@@ -88,6 +91,10 @@ class CacheUpkeep:
         if task is not None:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    async def answer(self, command: ControlCommand) -> ControlReply | None:
+        """A command of the control topic, obeyed where it is for caches; None where it is for somebody else."""
+        return None if isinstance(command, ModelPromoteCommand) else self.obey(command)
 
     def obey(self, command: CacheCommand) -> CacheReply:
         """Does what an operator asks; clearing takes 1 us for each scope, and the memory is freed by the sweep."""

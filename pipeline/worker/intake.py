@@ -22,6 +22,7 @@ from pipeline.core.result_record import ResultRecord, encode_result, json_bytes_
 from pipeline.engine import InferenceEngine, Prepared
 from pipeline.ports import Clock
 from pipeline.worker.publisher import Outgoing, PlainRecord, Publisher
+from pipeline.worker.record_spans import RecordSpans
 from pipeline.worker.request_reader import CallbackRules, RequestReader
 from schemas.errors import ErrorCode, WireError
 
@@ -105,6 +106,7 @@ class Intake:
         settings: names and limits.
         in_flight: the bound on misses.
         on_room: is called when a miss was answered.
+        spans: of the records; None: nobody follows any.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Intake:
         settings: IntakeSettings,
         in_flight: InFlight,
         on_room: Callable[[], None],
+        spans: RecordSpans | None = None,
     ) -> None:
         self._engine = engine
         self._publisher = publisher
@@ -129,6 +132,7 @@ class Intake:
         )
         self._in_flight = in_flight
         self._on_room = on_room
+        self._spans = spans
         self.results: defaultdict[tuple[str, ...], int] = defaultdict(int)
         self.dead_letters = 0
         self.duplicates = 0
@@ -152,6 +156,8 @@ class Intake:
         ticket = Ticket(self, lane, exchange, Prepared(), lane.may_be_known(record.offset), confirmed)
         exchange.requested_at = record.timestamp / 1e3
         refusal, letter = self._reader.read(exchange, record, lane)
+        if self._spans is not None:
+            self._spans.begin(exchange)
         others = () if letter is None else (letter,)
         if record.offset in lane.ledger and self._is_repeated(ticket, record, others):
             return
@@ -163,6 +169,7 @@ class Intake:
             self._remember(ticket)
             self.publish(ticket, failed(refusal), others)
         elif letter is not None:
+            self._unanswered(exchange, "dead_letter")
             self._publish(ticket, None, b"", others)
         elif overloaded:
             self._remember(ticket)
@@ -179,6 +186,7 @@ class Intake:
             requested_at=exchange.requested_at,
             appended_at=record.timestamp / 1e3,
             prepared=ticket.prepared,
+            span=exchange.span,
         )
         self._remember(ticket)
         if answer is not None:
@@ -208,6 +216,8 @@ class Intake:
         self.results[answer.status, answer.failure.code if answer.failure else ""] += 1
         events = self._lines.of(exchange, answer, result)
         others += self._copies(exchange, result)
+        if self._spans is not None:
+            self._spans.answered(exchange, answer, redelivered=ticket.redelivered)
         self._publish(ticket, result, events, others)
 
     def _publish(
@@ -216,11 +226,15 @@ class Intake:
         if others:
             self.dead_letters += sum(record.topic == self._settings.dead_letter_topic for record in others)
         exchange = ticket.exchange
+        sending = None
+        if self._spans is not None and result is not None:
+            sending = self._spans.send(exchange, result)
         self._publisher.add(
             Outgoing(
-                ticket.lane, exchange.offset, exchange.key, result, events, others, ticket.redelivered, ticket.confirmed
+                ticket.lane, exchange.offset, exchange.key, result, events, others, ticket.redelivered,
+                ticket.confirmed, sending,
             )
-        )
+        )  # fmt: skip
 
     def _copies(self, exchange: Exchange, result: ResultRecord) -> tuple[PlainRecord, ...]:
         """The result for `reply_to`, and for whoever delivers `callback`; again with every repetition."""
@@ -246,9 +260,11 @@ class Intake:
             try:
                 answer, result, worker = recall(exchange, known.value, known.headers)
             except ValueError as error:
-                logger.warning(
-                    "results, offset %d: has a result's headers and is none: %s", known.results_offset, error
-                )
+                about = {
+                    "request_id": exchange.request_id, "tenant": exchange.tenant, "model": exchange.model_name
+                }  # fmt: skip
+                words = "results, offset %d: has a result's headers and is none: %s"
+                logger.warning(words, known.results_offset, error, extra=about)
                 continue
             self.repeated += 1
             exchange.digest = known.digest.hex()
@@ -257,6 +273,7 @@ class Intake:
                 exchange.input_bytes = _prepared(ticket).input_bytes
             events = self._lines.of(exchange, answer, result, worker)
             others += self._copies(exchange, result)
+            self._unanswered(exchange, "repeated")
             self._publish(ticket, None, events, others)
             return True
         return False
@@ -273,7 +290,12 @@ class Intake:
             error = f"id: {exchange.request_id!r} was used by {place} with other content"
             others = (self._reader.letter(record, "DUPLICATE_ID", error),)
         events = self._lines.duplicate(exchange, first.offset, same)
+        self._unanswered(exchange, "duplicate")
         self._publish(ticket, None, events, others)
+
+    def _unanswered(self, exchange: Exchange, status: str) -> None:
+        if self._spans is not None:
+            self._spans.unanswered(exchange, status)
 
     def _fitting(self, exchange: Exchange, answer: Answer) -> tuple[Answer, ResultRecord]:
         """The answer as a record within the limit: as it was asked for, else in binary form, else the reason why not.

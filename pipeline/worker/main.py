@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from time import monotonic
 from typing import Any
@@ -21,6 +21,7 @@ from pipeline.adapters.log_reader import LogReader
 from pipeline.adapters.models_topic import ModelsFollower
 from pipeline.adapters.status_http import StatusServer
 from pipeline.adapters.system import SystemClock, rare_garbage_collections
+from pipeline.adapters.tracing import OtelTracer, open_tracer
 from pipeline.config import Settings
 from pipeline.core.answer import StoredAnswer
 from pipeline.core.catalog import ModelCatalog
@@ -39,9 +40,9 @@ from pipeline.worker.lane_opening import LaneOpener, LedgerNames
 from pipeline.worker.membership import Membership
 from pipeline.worker.preflight import wait_for_topics
 from pipeline.worker.publisher import PRODUCE_BATCH_BYTES, Publisher, TopicNames
+from pipeline.worker.record_spans import RecordSpans, record_spans_of
 from pipeline.worker.request_reader import CallbackRules
 from pipeline.worker.transport import ChunkConsumer, check_versions
-from schemas.control import ControlCommand, ControlReply, ModelPromoteCommand
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +66,9 @@ def run_worker(settings: Settings) -> int:
         raise SettingsError(
             "setting PIPELINE_TRITON__URLS is not set and no local stack runs: start one with `pipeline up`"
         )
+    tracer = open_tracer("inference-worker")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_Worker(settings).run())
+        return runner.run(_Worker(settings, tracer).run())
 
 
 class _Chunk:
@@ -87,8 +89,9 @@ class _Chunk:
 class _Worker:
     """One worker process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, tracer: OtelTracer | None) -> None:
         self._settings = settings
+        self._tracer = tracer
         self._name = f"{socket.gethostname()}-{os.getpid()}"
         self._registry = CollectorRegistry()
         self._in_flight = InFlight(settings.worker.max_in_flight, settings.worker.max_in_flight_bytes)
@@ -102,6 +105,8 @@ class _Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, _ask_to_stop, stop)
         async with AsyncExitStack() as resources:
+            if self._tracer is not None:
+                resources.push_async_callback(self._tracer.close)
             status = StatusServer(self._settings.worker.metrics_port, self._registry, self._not_ready, self._state)
             await resources.enter_async_context(status)
             partitions = await self._topics(stop)
@@ -132,7 +137,7 @@ class _Worker:
             resources.push_async_callback(shared.close)
             await shared.connect()
         metrics = EngineMetrics(self._registry)
-        engine, cache = engine_of(settings, self._catalog, servers, metrics, shared)
+        engine, cache = engine_of(settings, self._catalog, servers, metrics, shared, self._tracer)
         self._engine = engine
         resources.push_async_callback(engine.stop)
         self._bug = asyncio.get_running_loop().create_future()
@@ -150,7 +155,7 @@ class _Worker:
         )
         await upkeep.start()
         resources.push_async_callback(upkeep.stop)
-        control = ControlFollower(options, settings.topic("control"), _obeying(upkeep), upkeep.clear_after_gap)
+        control = ControlFollower(options, settings.topic("control"), upkeep.answer, upkeep.clear_after_gap)
         await control.start()
         resources.push_async_callback(control.stop)
         telling = overloads_told(settings, self._name, engine.fleet, metrics, self._note_bug)
@@ -159,8 +164,10 @@ class _Worker:
         events = await self._producer(resources, options, settings.limits.event_record_bytes)
         topics = TopicNames(settings.topic("results"), settings.topic("events"), partitions[settings.topic("events")])
         membership = Membership(settings.kafka.session_timeout_s)
-        self._publisher = Publisher(results, events, topics, membership, publish_seconds(self._registry))
-        self._intake = self._make_intake(engine, partitions[settings.topic("replies")])
+        spans = None if self._tracer is None else record_spans_of(settings, self._tracer)
+        seconds, on_sent = publish_seconds(self._registry), None if spans is None else spans.sent
+        self._publisher = Publisher(results, events, topics, membership, seconds, on_sent)
+        self._intake = self._make_intake(engine, partitions[settings.topic("replies")], spans)
         self._export(cache)
         log = LogReader(options, settings.limits.record_bytes)
         await log.start()
@@ -173,7 +180,7 @@ class _Worker:
         with rare_garbage_collections():
             return await self._run_app(stop)
 
-    def _make_intake(self, engine: InferenceEngine, reply_partitions: int) -> Intake:
+    def _make_intake(self, engine: InferenceEngine, reply_partitions: int, spans: RecordSpans | None) -> Intake:
         settings = self._settings
         lines = EventLines(
             self._name,
@@ -190,7 +197,8 @@ class _Worker:
             record_bytes_max=settings.limits.record_bytes,
             callbacks=CallbackRules(settings.topic("webhooks"), settings.webhooks.allow_http),
         )
-        return Intake(engine, self._publisher, lines, SystemClock(), names, self._in_flight, self._progress.set)
+        on_room = self._progress.set
+        return Intake(engine, self._publisher, lines, SystemClock(), names, self._in_flight, on_room, spans)
 
     async def _producer(
         self, resources: AsyncExitStack, options: Mapping[str, Any], record_bytes: int
@@ -353,13 +361,6 @@ class _Worker:
             "in_flight": self._in_flight.count,
             "fleet": self._engine.fleet().as_json() if self._engine is not None else {},
         }
-
-
-def _obeying(upkeep: CacheUpkeep) -> Callable[[ControlCommand], Awaitable[ControlReply | None]]:
-    async def obey(command: ControlCommand) -> ControlReply | None:
-        return None if isinstance(command, ModelPromoteCommand) else upkeep.obey(command)
-
-    return obey
 
 
 def _ask_to_stop(stop: asyncio.Event) -> None:

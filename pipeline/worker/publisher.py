@@ -20,6 +20,7 @@ from prometheus_client import Histogram
 
 from pipeline.core.lane import Lane
 from pipeline.core.result_record import Headers, ResultRecord
+from pipeline.core.trace_context import Span
 from pipeline.worker.membership import Membership
 
 # Answers not yet confirmed, in number and bytes: past it the intake waits. 8,192 is 0.1 s at full speed.
@@ -59,6 +60,7 @@ class Outgoing:
         result: None where there is nothing to answer, or the answer is in the log already.
         redelivered: whether somebody may have published these events before.
         confirmed: is called once, when everything is in Kafka.
+        sending: the span of the result on its way, where somebody follows it.
         size_bytes: bytes that wait in memory.
     """
 
@@ -70,6 +72,7 @@ class Outgoing:
     others: tuple[PlainRecord, ...]
     redelivered: bool
     confirmed: Callable[[], None]
+    sending: Span | None = None
     size_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,6 +111,7 @@ class Publisher:
         topics: where things go.
         membership: says whether a lane is ours still.
         seconds: measures each round of results.
+        on_sent: is told of each round's results when Kafka has them.
 
     Attributes:
         unconfirmed_bytes: of answers that Kafka has not confirmed.
@@ -120,12 +124,14 @@ class Publisher:
         topics: TopicNames,
         membership: Membership,
         seconds: Histogram,
+        on_sent: Callable[[Iterable[Outgoing]], None] | None = None,
     ) -> None:
         self._results = results
         self._events = events
         self._topics = topics
         self._membership = membership
         self._seconds = seconds
+        self._on_sent = on_sent
         self._ready: list[Outgoing] = []
         self._answered: list[Outgoing] = []
         self._wake_results = asyncio.Event()
@@ -183,6 +189,8 @@ class Publisher:
             ]
             for lane, some, confirmations in sent:
                 await _note_published(lane, some, confirmations)
+                if self._on_sent is not None:
+                    self._on_sent(some)
             self._seconds.observe(loop.time() - started)
             self._answered += round_
             self._wake_events.set()

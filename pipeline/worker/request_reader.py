@@ -12,14 +12,12 @@ from pipeline.core.duplicates import duplicate_key
 from pipeline.core.exchange import Exchange, is_place
 from pipeline.core.lane import SUSPECT_STARTS_MAX, Lane
 from pipeline.core.result_record import Headers
+from pipeline.core.trace_context import is_traceparent
 from pipeline.worker.publisher import PlainRecord
 from schemas.decoded import DecodedCallback, DecodedReplyTo, DecodedRequest
 from schemas.errors import ErrorCode, WireError
 from schemas.headers import dead_letter_headers
 from schemas.request import UndecodableRecordError, decode_request, is_request_id, readable_request
-
-# W3C Trace Context, section 3.2.2: 00-<32 hex>-<16 hex>-<2 hex>.
-_TRACEPARENT_BYTES = 55
 
 
 class CallbackRules(NamedTuple):
@@ -60,6 +58,9 @@ class RequestReader:
         self, exchange: Exchange, record: ConsumerRecord, lane: Lane
     ) -> tuple[WireError | None, PlainRecord | None]:
         """Decodes a record into its exchange: why it is refused, and its dead letter, where there is either."""
+        for name, value in record.headers:
+            if name == "traceparent" and value is not None and is_traceparent(value):
+                exchange.traceparent = value
         if lane.is_culprit(record.offset):
             return self._condemn(exchange, record)
         try:
@@ -94,9 +95,6 @@ class RequestReader:
         exchange.tenant = request.tenant
         if request.requested_at is not None:
             exchange.requested_at = request.requested_at.timestamp()
-        for name, value in record.headers:
-            if name == "traceparent" and value is not None and len(value) == _TRACEPARENT_BYTES:
-                exchange.traceparent = value
         if request.id is not None:
             if is_place(request.id, record.topic):
                 return WireError(

@@ -134,7 +134,17 @@ def test_absent_gateway_is_one_line(gateway: ScriptedGateway, thread: LoopThread
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("cat.png",), "pictures are not read"),
+        (("cat.png",), "pictures need --model"),
+        (("one.jsonl", "two.jsonl"), "2 files were given, and none is a picture"),
+        (("cat.png", "--model", "m", "--scale", "half"), "--scale is 'half': a number was expected"),
+        (("cat.png", "--model", "m", "--scale", "1/0"), "--scale is '1/0'"),
+        (("cat.png", "--model", "m", "--scale", "0"), "--scale is '0': 0 leaves nothing of a picture"),
+        (("cat.png", "--model", "m", "--std", "1,0,1"), "--std is '1,0,1': 0 leaves nothing"),
+        (("cat.png", "--model", "m", "--mean", "1,,2"), "--mean is ''"),
+        (("cat.png", "--model", "m", "--size", "9"), "--size is '9': HEIGHTxWIDTH"),
+        (("cat.png", "--model", "m", "--size", "0x9"), "--size is '0x9': HEIGHTxWIDTH"),
+        (("cat.png", "--model", "m", "--layout", "CHW"), "--layout is 'CHW': NCHW or NHWC was expected"),
+        (("x.jsonl", "--invert"), "are for pictures"),
         (("x.csv",), "need --model"),
         (("x.csv", "--model", "m", "--datatype", "FP99"), "--datatype is 'FP99'"),
     ],

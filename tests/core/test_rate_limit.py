@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.core.rate_limit import Rate, judge, rate_of
+from pipeline.core.rate_limit import Policy, Rate, allowance_of, judge, policy_of, rate_of
 
 FAST = settings(max_examples=200, deadline=None)
 RATES = st.builds(Rate, st.floats(0.01, 1e4), st.integers(1, 50))
@@ -59,3 +59,38 @@ def test_burst_is_two_seconds_unless_it_is_given() -> None:
     assert rate_of(5.0, None) == Rate(5.0, 10)
     assert rate_of(0.1, None) == Rate(0.1, 1)
     assert rate_of(5.0, 3) == Rate(5.0, 3)
+
+
+@FAST
+@given(RATES, st.lists(st.floats(0, 3), max_size=40))
+def test_what_is_left_may_come_at_once(rate: Rate, pauses: list[float]) -> None:
+    """After any history exactly as many pass at once as were told, and one more when that was told."""
+    now, arrival = 1000.0, None
+    for pause in pauses:
+        now += pause / rate.per_s
+        arrival, _ = judge(rate, arrival, now)
+    left = allowance_of(rate, 0.0 if arrival is None else max(arrival - now, 0.0))
+    assert 0 <= left.remaining <= rate.burst
+    for _ in range(left.remaining):
+        # A millionth of a step is what the clock of the shared count does not see.
+        arrival, wait_s = judge(rate, arrival, now + 2e-6 / rate.per_s)
+        assert wait_s == 0
+    assert judge(rate, arrival, now).retry_after_s > 0
+    assert judge(rate, arrival, now + left.more_in_s + 2e-6 / rate.per_s).retry_after_s == 0
+
+
+def test_rate_is_told_in_whole_seconds() -> None:
+    """A window in which a burst comes back, with what the rate allows in it: never less than a burst."""
+    assert policy_of(rate_of(100, None)) == Policy(200, 2)
+    assert policy_of(Rate(0.01, 2)) == Policy(2, 200)
+    assert policy_of(Rate(1e6, 2)) == Policy(1_000_000, 1)
+    assert policy_of(Rate(3, 10)) == Policy(12, 4)
+
+
+@FAST
+@given(RATES)
+def test_window_holds_a_burst(rate: Rate) -> None:
+    """Who reads the quota as so many in the window is never told less than may come at once, nor more than the rate."""
+    quota, window_s = policy_of(rate)
+    assert quota >= rate.burst
+    assert quota <= max(rate.per_s * window_s, rate.burst)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import pytest
 import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -23,7 +22,6 @@ from pipeline.core.answer import Answer, failed, stored_answer
 from pipeline.core.exchange import Exchange
 from pipeline.core.result_record import encode_result
 from pipeline.core.stored_result import Pending, StoredResult
-from pipeline.gateway import routes_protocol
 from pipeline.gateway.app import create_app
 from pipeline.gateway.inferences import Inferences, Receipt
 from pipeline.gateway.limits import Limits
@@ -157,16 +155,16 @@ def make_app(
 ) -> FastAPI:
     """The gateway's app, whole, with this fleet in the place of the one its settings name."""
     known = fleet or Fleet(announced(model_record()))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(routes_protocol, "make_fleet", lambda _: known)
-        return create_app(inferences, Settings(gateway=GatewaySettings(**gateway)), limits=limits)
+    return create_app(inferences, Settings(gateway=GatewaySettings(**gateway)), limits=limits, fleet=known)
 
 
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[str]:
     """An app on a port of 127.0.0.1, in a thread: host:port, for clients that block."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, ws="none", lifespan="on", log_level="warning", http="h11"))
+        server = uvicorn.Server(
+            uvicorn.Config(app, ws="none", lifespan="on", log_config=None, log_level="warning", http="h11")
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -13,8 +13,10 @@ from pipeline.gateway.app import create_app
 from pipeline.gateway.connections import ConnectionLimits
 from pipeline.gateway.limits import Limits
 from pipeline.gateway.main import bound_socket, serve
+from pipeline.gateway.protocol_models import Fleet
 from tests.gateway.fake_inferences import FakeInferences
 from tests.gateway.front import settings_of
+from tests.gateway.protocol_gateway import announced, model_record
 
 PLACE = b"/v1/inferences"
 
@@ -104,7 +106,8 @@ async def served(
     settings = settings_of(**{"port": 0, **gateway})
     inferences, limits = FakeInferences(echoes=echoes), Limits(settings.gateway)
     connections = ConnectionLimits(connections_max, settings.gateway.body_timeout_s, head_s)
-    app = create_app(inferences, settings, limits=limits, connections=connections)
+    fleet = Fleet(announced(model_record()))
+    app = create_app(inferences, settings, limits=limits, connections=connections, fleet=fleet)
     listener = bound_socket(settings.gateway)
     if send_buffer is not None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # connections inherit it

@@ -8,7 +8,7 @@ import pytest
 from pipeline.adapters.redis_rate_limits import RateLimits
 from pipeline.adapters.system import SystemClock
 from pipeline.core.api_keys import ApiKey, make_key, record_of
-from pipeline.gateway.credentials import Credentials, KeyRefused, RateExceeded
+from pipeline.gateway.credentials import OTHER_TENANTS, TENANTS_NAMED_MAX, Credentials, KeyRefused, RateExceeded
 
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 KEY = make_key(bytes(range(40)))
@@ -74,3 +74,28 @@ async def test_rate_of_the_tenant_is_kept(credentials: Credentials) -> None:
     assert holder.tenant is None
     for _ in range(5):
         await credentials.admit(holder.key_id)
+
+
+async def test_requests_are_counted_by_tenant(credentials: Credentials) -> None:
+    """Allowed and refused ones, by the tenant of the key, with a rate or without; what is no key's is nobody's."""
+    free = make_key(bytes(40))
+    credentials.take(record_of(free, tenant="", label="", rate=None, burst=None, now=NOW))
+    for _ in range(3):
+        await credentials.admit(free.id)
+    await credentials.admit("f" * 16)
+    for _ in range(2):
+        await credentials.admit(KEY.id)
+    with pytest.raises(RateExceeded):
+        await credentials.admit(KEY.id)
+    assert credentials.admitted == {"": {"allowed": 3, "refused": 0}, "acme": {"allowed": 2, "refused": 1}}
+
+
+async def test_tenants_past_the_limit_are_counted_together(credentials: Credentials) -> None:
+    """However many keys there are, the names in the metrics are bounded, and no request is lost from the counts."""
+    for number in range(TENANTS_NAMED_MAX + 20):
+        key = make_key(number.to_bytes(40, "big"))
+        credentials.take(record_of(key, tenant=f"t-{number}", label="", rate=None, burst=None, now=NOW))
+        await credentials.admit(key.id)
+    assert len(credentials.admitted) == TENANTS_NAMED_MAX + 1
+    assert credentials.admitted[OTHER_TENANTS]["allowed"] == 20
+    assert sum(outcomes["allowed"] for outcomes in credentials.admitted.values()) == TENANTS_NAMED_MAX + 20

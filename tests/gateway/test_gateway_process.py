@@ -1,5 +1,6 @@
 """`pipeline gateway` as a process, without any server behind it."""
 
+import json
 import os
 import signal
 import subprocess
@@ -69,6 +70,25 @@ def test_gateway_lives_without_kafka_and_ends_when_told(tmp_path: Path) -> None:
         assert process.returncode == 0, output
         assert f"serves http://127.0.0.1:{port}" in output
         assert "Traceback" not in output
+
+
+def test_every_line_is_json_where_it_is_asked_for(tmp_path: Path) -> None:
+    """Ours, Kafka's client's and the access log's: each an object on a line, none of them anything else."""
+    with bound_socket(GatewaySettings(port=0)) as listener:
+        port = listener.getsockname()[1]
+    variables = {"PIPELINE_LOG__FORMAT": "json", "PIPELINE_GATEWAY__ACCESS_LOG": "true"}
+    with gateway(tmp_path, **NO_KAFKA, **variables, PIPELINE_GATEWAY__PORT=str(port)) as process:
+        while status_of(f"http://127.0.0.1:{port}/health/live") != 200:
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            time.sleep(0.05)
+        assert status_of(f"http://127.0.0.1:{port}/nothing%0A%7B%7D") == 404
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=30)
+    lines = [json.loads(line) for line in output.splitlines()]
+    assert all(line.keys() >= {"time", "level", "logger", "message"} for line in lines)
+    asked = [line for line in lines if line["logger"] == "pipeline.gateway.access"]
+    assert {(line["route"], line["status"]) for line in asked} == {("/health/live", 200), ("none", 404)}
+    assert [line["path"] for line in lines if line["message"].startswith("request failed")] == ["/nothing%0A%7B%7D"]
 
 
 def test_wrong_setting_stops_the_start() -> None:

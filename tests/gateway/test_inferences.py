@@ -16,6 +16,7 @@ from pipeline.config import KafkaSettings, Settings
 from pipeline.core.stored_result import Pending, StoredResult, name_of
 from pipeline.errors import InferenceFailed
 from pipeline.gateway.appending import Appending
+from pipeline.gateway.current_request import RequestNames, enter
 from pipeline.gateway.inferences import IdReused, Inferences, Submission
 from pipeline.gateway.lookup import LookUp
 from pipeline.gateway.waiting import Waiting
@@ -289,3 +290,14 @@ async def test_gateway_without_kafka_starts_and_says_so() -> None:
         with pytest.raises(KafkaUnavailable):
             await inferences.submit(a_submission(echo_request()))
         assert await inferences.wait(None, "r", 0) is None
+
+
+async def test_request_at_hand_is_named_before_kafka_has_it() -> None:
+    """Whoever writes a line while Kafka is waited for, or because it does not answer, knows whose it is."""
+    names = RequestNames()
+    enter(names)
+    async with gateways(1) as ((one,), topic, _):
+        topic.error = KafkaUnavailable("away")
+        with pytest.raises(KafkaUnavailable):
+            await one.submit(a_submission(echo_request(1) | {"id": "r-1"}))
+    assert (names.request_id, names.model_name) == ("r-1", "echo")

@@ -48,6 +48,8 @@ def bearing(key: object) -> dict[str, str]:
         ("GET", "/v1/inferences/r-1/events", None),
         ("POST", "/v2/models/digits/infer", V2_BODY),
         ("GET", "/v2/models/digits", None),
+        ("GET", "/v1/models", None),
+        ("GET", "/v1/models/digits", None),
         ("GET", "/v2", None),
         ("POST", "/v2/repository/index", {}),
     ],
@@ -92,6 +94,34 @@ async def test_rate_is_told_and_reading_is_free() -> None:
         refused = await http.post("/v2/models/digits/infer", json=V2_BODY, headers=bearing(ACME))
         assert refused.status_code == 429
         assert (await http.post("/v1/inferences", json=BODY, headers=bearing(OTHER))).status_code == 202
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/inferences", BODY), ("/v2/models/digits/infer", V2_BODY)])
+async def test_answers_say_what_is_left_of_the_rate(path: str, body: object) -> None:
+    """Every answer to what was handed in has the policy and what is left, a refusal too; reading has neither."""
+    async with guarded(rate=0.01) as (_, http):
+        answers = [await http.post(path, json=body, headers=bearing(ACME)) for _ in range(3)]
+        assert [answer.headers["ratelimit-policy"] for answer in answers] == ['"tenant";q=2;w=200'] * 3
+        assert [answer.headers["ratelimit"] for answer in answers] == [
+            '"tenant";r=1;t=100', '"tenant";r=0;t=100', f'"tenant";r=0;t={answers[2].headers["retry-after"]}',
+        ]  # fmt: skip
+        assert "ratelimit" not in (await http.get("/v1/inferences/r-1", headers=bearing(ACME))).headers
+    async with guarded() as (_, http):
+        assert "ratelimit" not in (await http.post(path, json=body, headers=bearing(ACME))).headers
+
+
+async def test_metrics_tell_who_used_its_rate_up() -> None:
+    """Requests by tenant and outcome, who counted them, and whether all gateways count together."""
+    async with guarded(rate=0.01) as (_, http):
+        for _ in range(3):
+            await http.post("/v1/inferences", json=BODY, headers=bearing(ACME))
+        await http.post("/v1/inferences", json=BODY)
+        text = (await http.get("/metrics")).text
+    assert 'pipeline_gateway_tenant_requests_total{outcome="allowed",tenant="acme"} 2.0' in text
+    assert 'pipeline_gateway_tenant_requests_total{outcome="refused",tenant="acme"} 1.0' in text
+    assert 'pipeline_gateway_rate_decisions_total{counted_by="gateway"} 3.0' in text
+    assert 'pipeline_gateway_rate_decisions_total{counted_by="redis"} 0.0' in text
+    assert "pipeline_gateway_rates_shared 0.0" in text
 
 
 def test_gateway_that_needs_keys_is_not_made_without() -> None:

@@ -59,7 +59,7 @@ def test_held_bytes_are_given_back_with_the_place() -> None:
         limits.hold(second, 1)
     limits.leave(first.scope[SLOT])
     limits.hold(second, 100)
-    assert limits.refused == {"places": 0, "waiting": 0, "bytes": 1, "stopping": 0}
+    assert limits.refused == {"places": 0, "waiting": 0, "bytes": 1, "late": 0, "stopping": 0}
 
 
 async def waiting_clients(gateway: Front, count: int) -> "list[asyncio.Task[Any]]":

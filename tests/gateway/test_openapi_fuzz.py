@@ -52,15 +52,22 @@ def url() -> Iterator[str]:
         thread.join()
 
 
+ROUTES = [
+    ("POST", "/v1/inferences"),
+    ("GET", "/v1/inferences/{request_id}"),
+    ("GET", "/v1/inferences/{request_id}/events"),
+    ("GET", "/v1/models/{model_name}"),
+]
+
+
 @pytest.mark.parametrize(
-    ("method", "path"),
+    ("method", "path", "kind"),
     [
-        ("POST", "/v1/inferences"),
-        ("GET", "/v1/inferences/{request_id}"),
-        ("GET", "/v1/inferences/{request_id}/events"),
+        *((*route, kind) for route in ROUTES for kind in ("positive", "negative")),
+        # There is nothing in it that could be wrong.
+        ("GET", "/v1/models", "positive"),
     ],
 )
-@pytest.mark.parametrize("kind", ["positive", "negative"])
 def test_answers_are_those_of_the_document(url: str, method: str, path: str, kind: str) -> None:
     """Whatever is sent, allowed or not: a status, headers and a body that the document has, and no 5xx."""
     document = schemathesis.openapi.from_url(f"{url}/openapi.json")

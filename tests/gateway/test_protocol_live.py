@@ -254,3 +254,17 @@ async def test_server_that_is_not_there_is_told_in_time(stack: LiveStack) -> Non
     finally:
         await nobody.close()
         await somebody.close()
+
+
+def test_models_are_listed_as_they_are_announced(served: Served) -> None:
+    """/v1/models has every model of the fleet, with the version that answers, and the Tritons by name."""
+    listed = httpx.get(f"http://{served.gateway}/v1/models").json()
+    models = {entry["id"]: entry for entry in listed["data"]}
+    assert models.keys() == {"digits", "echo", "sentences"}
+    for name, entry in models.items():
+        assert httpx.get(f"http://{served.gateway}/v1/models/{name}").json() == entry
+        metadata = httpx.get(f"http://{served.gateway}/v2/models/{name}").json()
+        assert entry["versions"] == metadata["versions"]
+        assert entry["default_version"] in entry["versions"]
+        assert [entry["states"][number] for number in entry["versions"]] == ["ready"] * len(entry["versions"])
+        assert entry["instances"] == ["triton-0", "triton-1"]

@@ -16,7 +16,7 @@ from pipeline.core.routing import Router
 from pipeline.dispatcher import Dispatcher
 from pipeline.engine import InferenceEngine
 from pipeline.metrics import EngineMetrics
-from pipeline.ports import Clock, SharedCache
+from pipeline.ports import Clock, SharedCache, Tracer
 from schemas.registry import ModelRecord, ModelSignature, ModelVersion, TensorSpec
 from schemas.request import InferenceRequest
 from schemas.tensor import Tensor
@@ -157,6 +157,7 @@ def make_system(
     shared: SharedCache | None = None,
     metrics: EngineMetrics | None = None,
     bounds: QueueBounds | None = None,
+    tracer: Tracer | None = None,
     seed: int = 0,
     **signature_changes: Any,
 ) -> System:
@@ -184,6 +185,7 @@ def make_system(
         batches_in_flight=batches_in_flight,
         metrics=metrics,
         bounds=bounds,
+        tracer=tracer,
     )
     cache = ResponseCache[StoredAnswer](cache_bytes)
     engine = InferenceEngine(

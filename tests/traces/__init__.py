@@ -1,0 +1,1 @@
+"""Distributed traces: who makes which span, and how they hang together."""
