@@ -32,7 +32,7 @@ def worker() -> None:
 def gateway() -> None:
     """Take requests over HTTP and hand results out, on 127.0.0.1:8080 by default. Start as many as there is work."""
     from pipeline.cli.context import effective_settings, log_to_stderr
-    from pipeline.gateway.current_request import current_request
+    from pipeline.gateway.delivery.current_request import current_request
     from pipeline.gateway.main import run_gateway
 
     settings = effective_settings()

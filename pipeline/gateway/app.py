@@ -1,11 +1,9 @@
 """The gateway as an ASGI app: the routers, what surrounds them, and how errors come out.
 
-gate.py              places, limits of heads and answers, one line per failed request
-routes_inferences    /v1/inferences
-routes_models        /v1/models
-routes_protocol      /v2: the Open Inference Protocol
-status_page          what the gateway says of itself
-problem.py           every error, ours and the framework's
+http/gate.py       places, limits of heads and answers, one line per failed request
+routes/            /v1/inferences, /v1/models, /v2 (the Open Inference Protocol), the status page
+delivery/          what the routes ask: a request into Kafka, and its result out again
+http/problem.py    every error, ours and the framework's
 """
 
 from collections.abc import Sequence
@@ -22,23 +20,23 @@ from starlette.routing import BaseRoute, Match
 
 from pipeline.config import Settings
 from pipeline.errors import PipelineError, SettingsError
-from pipeline.gateway import openapi
-from pipeline.gateway.bodies import make_read_body
-from pipeline.gateway.connections import ConnectionLimits
-from pipeline.gateway.credentials import Credentials
-from pipeline.gateway.deps import GatewayDeps
-from pipeline.gateway.gate import Gate
-from pipeline.gateway.identity import make_admit, make_identify, needs_keys
-from pipeline.gateway.inferences import Inferences
-from pipeline.gateway.limits import Limits
-from pipeline.gateway.metrics import GatewayMetrics
-from pipeline.gateway.problem import HttpCode, Problem, not_found, problem_of, problem_response
-from pipeline.gateway.protocol_models import Fleet, make_fleet
-from pipeline.gateway.routes_inferences import make_inferences_router
-from pipeline.gateway.routes_models import make_models_router
-from pipeline.gateway.routes_protocol import make_protocol_router
-from pipeline.gateway.server_spans import ServerSpans
-from pipeline.gateway.status_page import make_status_router
+from pipeline.gateway.delivery.inferences import Inferences
+from pipeline.gateway.http.bodies import make_read_body
+from pipeline.gateway.http.connections import ConnectionLimits
+from pipeline.gateway.http.credentials import Credentials
+from pipeline.gateway.http.gate import Gate
+from pipeline.gateway.http.identity import make_admit, make_identify, needs_keys
+from pipeline.gateway.http.limits import Limits
+from pipeline.gateway.http.metrics import GatewayMetrics
+from pipeline.gateway.http.problem import HttpCode, Problem, not_found, problem_of, problem_response
+from pipeline.gateway.http.server_spans import ServerSpans
+from pipeline.gateway.protocol.models import Fleet, make_fleet
+from pipeline.gateway.routes import openapi
+from pipeline.gateway.routes.deps import GatewayDeps
+from pipeline.gateway.routes.inferences import make_inferences_router
+from pipeline.gateway.routes.models import make_models_router
+from pipeline.gateway.routes.protocol import make_protocol_router
+from pipeline.gateway.routes.status_page import make_status_router
 from pipeline.ports import Tracer
 from schemas.errors import WireError
 

@@ -30,12 +30,12 @@ from pipeline.adapters.tracing import OtelTracer, open_tracer
 from pipeline.config import GatewaySettings, Settings
 from pipeline.errors import SettingsError
 from pipeline.gateway.app import create_app
-from pipeline.gateway.connections import HEAD_BYTES_MAX, ConnectionLimits, connection_class
-from pipeline.gateway.credentials import Credentials
-from pipeline.gateway.delivery_metrics import DeliveryMetrics
-from pipeline.gateway.identity import needs_keys
-from pipeline.gateway.inferences import Inferences
-from pipeline.gateway.limits import Limits
+from pipeline.gateway.delivery.inferences import Inferences
+from pipeline.gateway.delivery.metrics import DeliveryMetrics
+from pipeline.gateway.http.connections import HEAD_BYTES_MAX, ConnectionLimits, connection_class
+from pipeline.gateway.http.credentials import Credentials
+from pipeline.gateway.http.identity import needs_keys
+from pipeline.gateway.http.limits import Limits
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline.cli.context import log_to_stderr
 from pipeline.cli.log_format import JsonFormat, TextFormat, escaped
 from pipeline.config import LogSettings
-from pipeline.gateway.current_request import RequestNames
+from pipeline.gateway.delivery.current_request import RequestNames
 
 FORGED = "r-1\n2026-01-01 00:00:00,000 ERROR pipeline: forged \x1b[31m\r\x85\u2028\u202e\ud800"
 # Any text, and most of all what ends lines.

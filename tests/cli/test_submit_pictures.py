@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli.main import app
-from pipeline.gateway.protocol_models import Fleet
+from pipeline.gateway.protocol.models import Fleet
 from schemas.registry import ModelRecord, TensorSpec
 from tests.cli.picture_samples import encoded, ink_on_paper
 from tests.gateway.protocol_gateway import ScriptedInferences, announced, make_app, model_record, serving

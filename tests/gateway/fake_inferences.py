@@ -9,7 +9,7 @@ from typing import Any, Self
 from pipeline.client.errors import KafkaUnavailable
 from pipeline.core.stored_result import DIGEST_BYTES, Pending, StoredResult
 from pipeline.errors import ResultStoreError
-from pipeline.gateway.inferences import IdReused, Inferences, Receipt, ResultGone, Submission
+from pipeline.gateway.delivery.inferences import IdReused, Inferences, Receipt, ResultGone, Submission
 from schemas.errors import ErrorCode, WireError
 from schemas.request import UndecodableRecordError, decode_request
 

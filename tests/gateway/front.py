@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 from pipeline.config import GatewaySettings, LimitSettings, Settings
 from pipeline.gateway.app import create_app
-from pipeline.gateway.limits import Limits
+from pipeline.gateway.http.limits import Limits
 from tests.gateway.fake_inferences import FakeInferences
 
 BODY: dict[str, Any] = {

@@ -23,10 +23,10 @@ from pipeline.core.exchange import Exchange
 from pipeline.core.result_record import encode_result
 from pipeline.core.stored_result import Pending, StoredResult
 from pipeline.gateway.app import create_app
-from pipeline.gateway.inferences import Inferences, Receipt
-from pipeline.gateway.limits import Limits
-from pipeline.gateway.protocol_models import AnnouncedModels, Fleet
-from pipeline.gateway.submission import PreparedRequest, Submission, prepare_request
+from pipeline.gateway.delivery.inferences import Inferences, Receipt
+from pipeline.gateway.delivery.submission import PreparedRequest, Submission, prepare_request
+from pipeline.gateway.http.limits import Limits
+from pipeline.gateway.protocol.models import AnnouncedModels, Fleet
 from schemas.decoded import DecodedRequest
 from schemas.errors import WireError
 from schemas.registry import ModelRecord, ModelSignature, ModelVersion, TensorSpec

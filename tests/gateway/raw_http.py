@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.gateway.app import create_app
-from pipeline.gateway.connections import ConnectionLimits
-from pipeline.gateway.limits import Limits
+from pipeline.gateway.http.connections import ConnectionLimits
+from pipeline.gateway.http.limits import Limits
 from pipeline.gateway.main import bound_socket, serve
-from pipeline.gateway.protocol_models import Fleet
+from pipeline.gateway.protocol.models import Fleet
 from tests.gateway.fake_inferences import FakeInferences
 from tests.gateway.front import settings_of
 from tests.gateway.protocol_gateway import announced, model_record

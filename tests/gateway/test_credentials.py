@@ -8,7 +8,7 @@ import pytest
 from pipeline.adapters.redis_rate_limits import RateLimits
 from pipeline.adapters.system import SystemClock
 from pipeline.core.api_keys import ApiKey, make_key, record_of
-from pipeline.gateway.credentials import OTHER_TENANTS, TENANTS_NAMED_MAX, Credentials, KeyRefused, RateExceeded
+from pipeline.gateway.http.credentials import OTHER_TENANTS, TENANTS_NAMED_MAX, Credentials, KeyRefused, RateExceeded
 
 NOW = datetime(2026, 11, 27, tzinfo=UTC)
 KEY = make_key(bytes(range(40)))

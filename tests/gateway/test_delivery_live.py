@@ -15,7 +15,7 @@ from pipeline.adapters.redis_result_store import RedisResultStore
 from pipeline.adapters.system import SystemClock
 from pipeline.config import RedisSettings, Settings
 from pipeline.core.stored_result import Pending, StoredResult, name_of
-from pipeline.gateway.inferences import IdReused, Inferences, ResultGone, Submission
+from pipeline.gateway.delivery.inferences import IdReused, Inferences, ResultGone, Submission
 from pipeline.sink.migrations import migrate
 from tests.adapters.valkey_process import ValkeyProcess
 from tests.live.asking import Asking, echo_request, fresh_id

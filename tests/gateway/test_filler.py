@@ -11,9 +11,9 @@ from aiokafka.structs import OffsetAndTimestamp
 from pipeline.config import Settings
 from pipeline.core.stored_result import Pending, StoredResult, name_of
 from pipeline.errors import ResultStoreError
-from pipeline.gateway import filler as filler_module
-from pipeline.gateway.delivery_metrics import DeliveryMetrics
-from pipeline.gateway.filler import Filler
+from pipeline.gateway.delivery import filler as filler_module
+from pipeline.gateway.delivery.filler import Filler
+from pipeline.gateway.delivery.metrics import DeliveryMetrics
 from tests.contracts.result_store import DIGEST, MemoryResultStore
 from tests.simulation.virtual_time import FakeClock, simulated, the_clock
 

@@ -5,7 +5,7 @@ import ipaddress
 import pytest
 
 from pipeline.config import GatewaySettings
-from pipeline.gateway.identity import needs_keys, source_ip
+from pipeline.gateway.http.identity import needs_keys, source_ip
 
 PROXIES = (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))
 PROXY = "10.0.0.1"

@@ -15,11 +15,11 @@ from pipeline.client.records import RequestRecord
 from pipeline.config import KafkaSettings, Settings
 from pipeline.core.stored_result import Pending, StoredResult, name_of
 from pipeline.errors import InferenceFailed
-from pipeline.gateway.appending import Appending
-from pipeline.gateway.current_request import RequestNames, enter
-from pipeline.gateway.inferences import IdReused, Inferences, Submission
-from pipeline.gateway.lookup import LookUp
-from pipeline.gateway.waiting import Waiting
+from pipeline.gateway.delivery.appending import Appending
+from pipeline.gateway.delivery.current_request import RequestNames, enter
+from pipeline.gateway.delivery.inferences import IdReused, Inferences, Submission
+from pipeline.gateway.delivery.lookup import LookUp
+from pipeline.gateway.delivery.waiting import Waiting
 from schemas.errors import ErrorCode, WireError
 from schemas.request import decode_request
 from tests.contracts.result_store import MemoryResultStore, a_result

@@ -13,7 +13,7 @@ from pipeline.adapters.system import SystemClock
 from pipeline.core.api_keys import make_key, record_of
 from pipeline.errors import SettingsError
 from pipeline.gateway.app import create_app
-from pipeline.gateway.credentials import Credentials
+from pipeline.gateway.http.credentials import Credentials
 from tests.gateway.fake_inferences import FakeInferences
 from tests.gateway.front import BODY, settings_of
 

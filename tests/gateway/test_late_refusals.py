@@ -6,8 +6,8 @@ import json
 import pytest
 
 from pipeline.config import GatewaySettings
-from pipeline.gateway.limits import LATE_S, LATE_TURNS, ROOM_MIN, Limits
-from pipeline.gateway.problem import Problem
+from pipeline.gateway.http.limits import LATE_S, LATE_TURNS, ROOM_MIN, Limits
+from pipeline.gateway.http.problem import Problem
 from schemas.errors import ErrorCode
 from tests.gateway.front import BODY
 from tests.gateway.raw_http import get, post, served

@@ -9,9 +9,9 @@ import pytest
 from starlette.requests import Request
 
 from pipeline.config import GatewaySettings
-from pipeline.gateway.gate import PIECE_BYTES
-from pipeline.gateway.limits import Limits
-from pipeline.gateway.problem import SLOT, Problem
+from pipeline.gateway.http.gate import PIECE_BYTES
+from pipeline.gateway.http.limits import Limits
+from pipeline.gateway.http.problem import SLOT, Problem
 from tests.gateway.fake_inferences import a_result
 from tests.gateway.front import BODY, Front, front, until
 

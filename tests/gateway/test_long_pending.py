@@ -7,9 +7,9 @@ import pytest
 
 from pipeline.adapters.result_log import LoggedResult
 from pipeline.core.stored_result import Pending, StoredResult
-from pipeline.gateway.delivery_metrics import DeliveryMetrics
-from pipeline.gateway.lookup import LongPending, LookUp, RecentReceipts
-from pipeline.gateway.waiting import Asked
+from pipeline.gateway.delivery.lookup import LongPending, LookUp, RecentReceipts
+from pipeline.gateway.delivery.metrics import DeliveryMetrics
+from pipeline.gateway.delivery.waiting import Asked
 from tests.contracts.result_store import DIGEST, MemoryResultStore, a_name
 from tests.gateway.test_lookup import Log
 from tests.simulation.virtual_time import FakeClock

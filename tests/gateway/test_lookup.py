@@ -9,10 +9,10 @@ from pipeline.adapters.result_log import ClickHouseResultLog, LoggedResult
 from pipeline.adapters.system import SystemClock
 from pipeline.core.stored_result import Pending, StoredResult
 from pipeline.errors import EventStoreError, ResultStoreError
-from pipeline.gateway import lookup
-from pipeline.gateway.delivery_metrics import DeliveryMetrics
-from pipeline.gateway.lookup import LookUp, RecentReceipts, ResultGone
-from pipeline.gateway.waiting import Asked
+from pipeline.gateway.delivery import lookup
+from pipeline.gateway.delivery.lookup import LookUp, RecentReceipts, ResultGone
+from pipeline.gateway.delivery.metrics import DeliveryMetrics
+from pipeline.gateway.delivery.waiting import Asked
 from tests.contracts.result_store import DIGEST, MemoryResultStore, a_name, a_result
 from tests.simulation.virtual_time import FakeClock
 

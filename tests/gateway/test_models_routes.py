@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.config import KafkaSettings, Settings, TritonSettings
 from pipeline.gateway.app import create_app
-from pipeline.gateway.protocol_models import AnnouncedModels, Fleet, make_fleet
+from pipeline.gateway.protocol.models import AnnouncedModels, Fleet, make_fleet
 from tests.gateway.fake_inferences import FakeInferences
 from tests.gateway.protocol_gateway import announced, model_record
 

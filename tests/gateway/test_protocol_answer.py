@@ -7,8 +7,8 @@ import zlib
 import pytest
 
 from pipeline.core.stored_result import StoredResult
-from pipeline.gateway.problem import Problem
-from pipeline.gateway.protocol_answer import accepted_encoding, answer_of, compressed
+from pipeline.gateway.http.problem import Problem
+from pipeline.gateway.protocol.answer import accepted_encoding, answer_of, compressed
 from schemas.errors import ErrorCode
 
 OUTPUTS = b'[{"name":"y","datatype":"FP32","shape":[2],"data":[1.50,1e-7]}]'

@@ -9,9 +9,9 @@ import pytest
 from pipeline.adapters.triton_metadata import TritonMetadata, as_json
 from pipeline.config import KafkaSettings, Settings
 from pipeline.errors import InferenceServerError, ModelNotReady, ServerUnavailable
-from pipeline.gateway.problem import Problem
-from pipeline.gateway.protocol_models import Fleet, make_fleet, summed
-from pipeline.gateway.protocol_request import ModelAddress
+from pipeline.gateway.http.problem import Problem
+from pipeline.gateway.protocol.models import Fleet, make_fleet, summed
+from pipeline.gateway.protocol.request import ModelAddress
 from schemas.errors import ErrorCode, WireError
 from tests.gateway.protocol_gateway import announced, model_record
 

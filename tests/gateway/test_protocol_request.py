@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.datastructures import Headers
 
-from pipeline.gateway.protocol_request import ModelAddress, changes_of, model_address, to_record
+from pipeline.gateway.protocol.request import ModelAddress, changes_of, model_address, to_record
 from pipeline.watcher.repository.names import model_name_fault
 from schemas.errors import ErrorCode, WireError
 from schemas.request import decode_request

@@ -12,9 +12,9 @@ import pytest
 from pipeline.client.errors import KafkaUnavailable
 from pipeline.config import GatewaySettings
 from pipeline.core.answer import Answer, failed
-from pipeline.gateway.inferences import IdReused, ResultGone
-from pipeline.gateway.limits import Limits
-from pipeline.gateway.protocol_models import Fleet
+from pipeline.gateway.delivery.inferences import IdReused, ResultGone
+from pipeline.gateway.http.limits import Limits
+from pipeline.gateway.protocol.models import Fleet
 from schemas.decoded import DecodedRequest
 from schemas.errors import ErrorCode, WireError
 from tests.gateway.protocol_gateway import ScriptedInferences, announced, make_app, model_record

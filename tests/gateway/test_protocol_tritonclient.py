@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.gateway.protocol_models import Fleet
+from pipeline.gateway.protocol.models import Fleet
 from schemas.errors import ErrorCode, WireError
 from schemas.request import decode_request
 from tests.gateway.protocol_gateway import ScriptedInferences, announced, make_app, model_record, serving

@@ -12,8 +12,8 @@ import pytest
 
 from pipeline.cli.log_format import JsonFormat
 from pipeline.errors import ResultStoreError
-from pipeline.gateway.current_request import current_request
-from pipeline.gateway.protocol_models import Fleet
+from pipeline.gateway.delivery.current_request import current_request
+from pipeline.gateway.protocol.models import Fleet
 from tests.gateway.fake_inferences import FakeInferences
 from tests.gateway.front import BODY, front
 from tests.gateway.protocol_gateway import ScriptedInferences, announced, make_app, model_record

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.core.stored_result import StoredResult
-from pipeline.gateway.sse import event
+from pipeline.gateway.routes.sse import event
 from tests.gateway.fake_inferences import a_result
 from tests.gateway.front import front, until
 from tests.gateway.test_limits import scope_of

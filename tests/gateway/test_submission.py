@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pipeline.client.records import build_record
 from pipeline.core.cache_key import content_digest, request_digest
 from pipeline.core.parameters import sort_parameters
-from pipeline.gateway.submission import MEMBERS_BYTES_MAX, PreparedRequest, Submission, prepare_request
+from pipeline.gateway.delivery.submission import MEMBERS_BYTES_MAX, PreparedRequest, Submission, prepare_request
 from schemas.decoded import DecodedRequest
 from schemas.errors import ErrorCode, WireError
 from schemas.request import decode_request

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.adapters.system import SystemClock
 from pipeline.core.stored_result import StoredResult
-from pipeline.gateway.delivery_metrics import DeliveryMetrics
-from pipeline.gateway.waiting import Asked, Waiting
+from pipeline.gateway.delivery.metrics import DeliveryMetrics
+from pipeline.gateway.delivery.waiting import Asked, Waiting
 from tests.contracts.result_store import a_name, a_result
 from tests.simulation.virtual_time import simulated, the_clock
 

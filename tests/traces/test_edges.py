@@ -17,7 +17,7 @@ from pipeline.client.requests import KafkaRequests
 from pipeline.core.webhook_schedule import Answered, Outcome, Unanswered
 from pipeline.errors import InferenceFailed, PipelineError
 from pipeline.gateway.app import create_app
-from pipeline.gateway.limits import Limits
+from pipeline.gateway.http.limits import Limits
 from schemas.errors import ErrorCode
 from tests.client.scripted_gateway import ScriptedGateway, says
 from tests.gateway.fake_inferences import FakeInferences

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from pipeline.adapters.topics import RECORD_OVERHEAD_BYTES
 from pipeline.config import Settings
 from pipeline.core.stored_result import StoredResult
-from pipeline.gateway.group_reader import GroupReader, result_of
+from pipeline.gateway.delivery.group_reader import GroupReader, result_of
 
 _log = logging.getLogger(__name__)
 

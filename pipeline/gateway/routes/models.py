@@ -12,12 +12,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.adapters.triton import instance_names
-from pipeline.gateway import openapi
-from pipeline.gateway.bodies import JSON
-from pipeline.gateway.deps import GatewayDeps
-from pipeline.gateway.problem import Problem
-from pipeline.gateway.protocol_models import AnnouncedModels, Fleet
-from pipeline.gateway.protocol_request import ModelAddress, model_address
+from pipeline.gateway.http.bodies import JSON
+from pipeline.gateway.http.problem import Problem
+from pipeline.gateway.protocol.models import AnnouncedModels, Fleet
+from pipeline.gateway.protocol.request import ModelAddress, model_address
+from pipeline.gateway.routes import openapi
+from pipeline.gateway.routes.deps import GatewayDeps
 from schemas.errors import ErrorCode, WireError
 from schemas.registry import ModelRecord
 

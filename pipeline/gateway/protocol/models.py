@@ -18,8 +18,8 @@ from pipeline.adapters.triton_metadata import TritonMetadata
 from pipeline.config import Settings
 from pipeline.core.catalog import ModelCatalog, ServedVersion
 from pipeline.errors import InferenceServerError
-from pipeline.gateway.problem import Problem
-from pipeline.gateway.protocol_request import ModelAddress
+from pipeline.gateway.http.problem import Problem
+from pipeline.gateway.protocol.request import ModelAddress
 from schemas.errors import ErrorCode
 from schemas.registry import ModelRecord, ModelVersion, TensorSpec
 

@@ -28,20 +28,20 @@ from pipeline.client.requests import KafkaRequests
 from pipeline.config import Settings
 from pipeline.core.stored_result import Pending, StoredResult, name_of
 from pipeline.errors import PipelineError, ResultStoreError
-from pipeline.gateway.appending import Appending
-from pipeline.gateway.current_request import current_request
-from pipeline.gateway.delivery_metrics import DeliveryMetrics
-from pipeline.gateway.filler import Filler
-from pipeline.gateway.lookup import LookUp, RecentReceipt, RecentReceipts, ResultGone, ResultLog
-from pipeline.gateway.replies import Replies
-from pipeline.gateway.submission import (
+from pipeline.gateway.delivery.appending import Appending
+from pipeline.gateway.delivery.current_request import current_request
+from pipeline.gateway.delivery.filler import Filler
+from pipeline.gateway.delivery.lookup import LookUp, RecentReceipt, RecentReceipts, ResultGone, ResultLog
+from pipeline.gateway.delivery.metrics import DeliveryMetrics
+from pipeline.gateway.delivery.replies import Replies
+from pipeline.gateway.delivery.submission import (
     MEMBERS_BYTES_MAX,
     PlacedReply,
     PreparedRequest,
     Submission,
     prepare_request,
 )
-from pipeline.gateway.waiting import OVERDUE_S, Asked, Waiting
+from pipeline.gateway.delivery.waiting import OVERDUE_S, Asked, Waiting
 from pipeline.ports import Clock, ResultStore
 from schemas.errors import WireError
 

@@ -21,7 +21,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.server import ServerState
 
-from pipeline.gateway.problem import HttpCode, Problem, invalid_request, rendered
+from pipeline.gateway.http.problem import HttpCode, Problem, invalid_request, rendered
 
 # Tokens and tracing fit many times; uvicorn's default is the same.
 HEAD_BYTES_MAX = 64 * 1024

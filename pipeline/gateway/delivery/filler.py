@@ -20,8 +20,8 @@ from pipeline.adapters.topics import RECORD_OVERHEAD_BYTES
 from pipeline.config import MIB, Settings
 from pipeline.core.stored_result import StoredResult
 from pipeline.errors import ResultStoreError
-from pipeline.gateway.delivery_metrics import DeliveryMetrics
-from pipeline.gateway.group_reader import GroupReader, result_of
+from pipeline.gateway.delivery.group_reader import GroupReader, result_of
+from pipeline.gateway.delivery.metrics import DeliveryMetrics
 from pipeline.ports import Clock, ResultStore
 
 _log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from starlette.requests import Request
 from pipeline.config import Settings
 
 if TYPE_CHECKING:
-    from pipeline.gateway.bodies import ReadBody
-    from pipeline.gateway.identity import Identity
-    from pipeline.gateway.inferences import Inferences
-    from pipeline.gateway.limits import Limits
+    from pipeline.gateway.delivery.inferences import Inferences
+    from pipeline.gateway.http.bodies import ReadBody
+    from pipeline.gateway.http.identity import Identity
+    from pipeline.gateway.http.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)

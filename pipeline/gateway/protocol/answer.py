@@ -7,8 +7,8 @@ from typing import NamedTuple
 import msgspec
 
 from pipeline.core.stored_result import StoredResult
-from pipeline.gateway.exchange_headers import cache_headers
-from pipeline.gateway.problem import Problem
+from pipeline.gateway.http.exchange_headers import cache_headers
+from pipeline.gateway.http.problem import Problem
 from schemas.errors import ErrorCode
 
 _JSON = "application/json"

@@ -15,8 +15,8 @@ import asyncio
 from starlette.requests import Request
 
 from pipeline.config import GatewaySettings
-from pipeline.gateway.current_request import RequestNames
-from pipeline.gateway.problem import SLOT, HttpCode, Problem
+from pipeline.gateway.delivery.current_request import RequestNames
+from pipeline.gateway.http.problem import SLOT, HttpCode, Problem
 from schemas.errors import ErrorCode
 
 # A request takes some seven turns: an eighth of a second then, where an idle gateway takes 10 ms.

@@ -1,9 +1,9 @@
 """The Open Inference Protocol over HTTP (KServe v2, as Triton speaks it): what an unmodified `tritonclient.http` calls.
 
-    POST infer        protocol_request.py   the body -> a request record, the model out of the address
+    POST infer        protocol/request.py   the body -> a request record, the model out of the address
                       deps.inferences       Kafka, and the result's record
-                      protocol_answer.py    the record -> the protocol's answer
-    GET metadata, …   protocol_models.py    as announced, and as the fleet's servers say
+                      protocol/answer.py    the record -> the protocol's answer
+    GET metadata, …   protocol/models.py    as announced, and as the fleet's servers say
 
 What Triton can be told to do besides (load, unload, shared memory, traces) is refused with a sentence, never ignored.
 """
@@ -21,17 +21,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.core.stored_result import StoredResult
-from pipeline.gateway.bodies import BINARY, BINARY_HEADER_NAME, JSON
-from pipeline.gateway.deps import GatewayDeps
-from pipeline.gateway.exchange_headers import traceparent_of
-from pipeline.gateway.inferences import Submission
-from pipeline.gateway.limits import slot_of
-from pipeline.gateway.long_polls import result_within
-from pipeline.gateway.problem import HttpCode, Problem, invalid_request
-from pipeline.gateway.protocol_answer import ProtocolAnswer, accepted_encoding, answer_of, compressed
-from pipeline.gateway.protocol_models import Fleet, make_fleet
-from pipeline.gateway.protocol_request import ModelAddress, changes_of, model_address, to_record
-from pipeline.gateway.routes_inferences import links_of, receipt_response
+from pipeline.gateway.delivery.inferences import Submission
+from pipeline.gateway.http.bodies import BINARY, BINARY_HEADER_NAME, JSON
+from pipeline.gateway.http.exchange_headers import traceparent_of
+from pipeline.gateway.http.limits import slot_of
+from pipeline.gateway.http.problem import HttpCode, Problem, invalid_request
+from pipeline.gateway.protocol.answer import ProtocolAnswer, accepted_encoding, answer_of, compressed
+from pipeline.gateway.protocol.models import Fleet, make_fleet
+from pipeline.gateway.protocol.request import ModelAddress, changes_of, model_address, to_record
+from pipeline.gateway.routes.deps import GatewayDeps
+from pipeline.gateway.routes.inferences import links_of, receipt_response
+from pipeline.gateway.routes.long_polls import result_within
 from schemas.errors import ErrorCode
 
 _MODEL = "/v2/models/{model_name}"

@@ -8,8 +8,8 @@ from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from pipeline.gateway.credentials import Credentials
-from pipeline.gateway.limits import Limits
+from pipeline.gateway.http.credentials import Credentials
+from pipeline.gateway.http.limits import Limits
 
 # Receipts take milliseconds, long polls up to a minute.
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)

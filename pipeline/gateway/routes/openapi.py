@@ -6,8 +6,8 @@ from typing import Any, get_args
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from pipeline.gateway.bodies import BINARY, BINARY_HEADER_NAME, JSON
-from pipeline.gateway.problem import MEDIA_TYPE, ProblemDetails
+from pipeline.gateway.http.bodies import BINARY, BINARY_HEADER_NAME, JSON
+from pipeline.gateway.http.problem import MEDIA_TYPE, ProblemDetails
 from schemas.json_schemas import definitions
 from schemas.registry import VersionState
 from schemas.request import ID_PATTERN

@@ -21,8 +21,8 @@ from starlette.types import Send
 
 from pipeline.core.stored_result import Pending, StoredResult
 from pipeline.errors import ResultStoreError
-from pipeline.gateway.deps import GatewayDeps
-from pipeline.gateway.inferences import ResultGone
+from pipeline.gateway.delivery.inferences import ResultGone
+from pipeline.gateway.routes.deps import GatewayDeps
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from starlette.requests import Request
 
 from pipeline.config import GatewaySettings
-from pipeline.gateway.credentials import Credentials, KeyRefused, RateExceeded
-from pipeline.gateway.limits import slot_of
-from pipeline.gateway.problem import SLOT, HttpCode, Problem
+from pipeline.gateway.http.credentials import Credentials, KeyRefused, RateExceeded
+from pipeline.gateway.http.limits import slot_of
+from pipeline.gateway.http.problem import SLOT, HttpCode, Problem
 from schemas.errors import ErrorCode
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

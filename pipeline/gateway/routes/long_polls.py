@@ -5,7 +5,7 @@ import asyncio
 from starlette.requests import ClientDisconnect, Request
 
 from pipeline.core.stored_result import Pending, StoredResult
-from pipeline.gateway.deps import GatewayDeps
+from pipeline.gateway.routes.deps import GatewayDeps
 
 
 async def result_within(

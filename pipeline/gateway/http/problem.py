@@ -14,7 +14,7 @@ from starlette.types import Scope
 
 from pipeline.client.errors import KafkaUnavailable
 from pipeline.errors import PipelineError, ResultStoreError
-from pipeline.gateway.inferences import IdReused, ResultGone
+from pipeline.gateway.delivery.inferences import IdReused, ResultGone
 from schemas.errors import ErrorCode, WireError
 
 MEDIA_TYPE = "application/problem+json"

@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.responses import JSONResponse, Response
 
-from pipeline.gateway.deps import GatewayDeps
+from pipeline.gateway.routes.deps import GatewayDeps
 from schemas.documents import rendered
 
 _DOCUMENTS = {

@@ -9,8 +9,8 @@ from time import time
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.core.trace_context import Span, is_traceparent
-from pipeline.gateway.limits import Slot
-from pipeline.gateway.problem import SLOT
+from pipeline.gateway.http.limits import Slot
+from pipeline.gateway.http.problem import SLOT
 from pipeline.ports import Tracer
 
 _HEADER = b"traceparent"

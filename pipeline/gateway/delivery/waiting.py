@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from pipeline.core.stored_result import StoredResult
-from pipeline.gateway.delivery_metrics import DeliveryMetrics
+from pipeline.gateway.delivery.metrics import DeliveryMetrics
 from pipeline.ports import Clock
 
 _log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from pipeline.core.circuit_breaker import BreakerPolicy, Circuit, CircuitBreaker
 from pipeline.core.duplicates import WINDOW_MS
 from pipeline.core.stored_result import DIGEST_BYTES, Pending, StoredResult
 from pipeline.errors import EventStoreError, PipelineError, ResultStoreError
-from pipeline.gateway.delivery_metrics import DeliveryMetrics
-from pipeline.gateway.waiting import Asked
+from pipeline.gateway.delivery.metrics import DeliveryMetrics
+from pipeline.gateway.delivery.waiting import Asked
 from pipeline.ports import Clock, ResultStore
 from schemas.result import json_object_length
 

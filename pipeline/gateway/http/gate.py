@@ -20,13 +20,13 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.gateway.connections import HEAD_BYTES_MAX
-from pipeline.gateway.current_request import enter
-from pipeline.gateway.exchange_headers import traceparent_of
-from pipeline.gateway.identity import Identity
-from pipeline.gateway.limits import Limits, Slot
-from pipeline.gateway.metrics import GatewayMetrics, RequestKind
-from pipeline.gateway.problem import SLOT, HttpCode, Problem, problem_response
+from pipeline.gateway.delivery.current_request import enter
+from pipeline.gateway.http.connections import HEAD_BYTES_MAX
+from pipeline.gateway.http.exchange_headers import traceparent_of
+from pipeline.gateway.http.identity import Identity
+from pipeline.gateway.http.limits import Limits, Slot
+from pipeline.gateway.http.metrics import GatewayMetrics, RequestKind
+from pipeline.gateway.http.problem import SLOT, HttpCode, Problem, problem_response
 from schemas.errors import ErrorCode
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 from starlette.requests import Request
 
 from pipeline.config import Settings
-from pipeline.gateway.limits import Limits
-from pipeline.gateway.problem import HttpCode, Problem, invalid_request
+from pipeline.gateway.http.limits import Limits
+from pipeline.gateway.http.problem import HttpCode, Problem, invalid_request
 from schemas.errors import ErrorCode
 from schemas.request import BINARY_HEADER, binary_header_length
 

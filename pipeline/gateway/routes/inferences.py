@@ -15,15 +15,15 @@ from starlette.responses import Response
 
 from pipeline.core.stored_result import Pending, StoredResult
 from pipeline.errors import ResultStoreError
-from pipeline.gateway import openapi
-from pipeline.gateway.bodies import BINARY, BINARY_HEADER_NAME, JSON
-from pipeline.gateway.deps import GatewayDeps
-from pipeline.gateway.exchange_headers import cache_headers, traceparent_of
-from pipeline.gateway.inferences import Receipt, ResultGone, Submission
-from pipeline.gateway.limits import slot_of
-from pipeline.gateway.long_polls import result_within
-from pipeline.gateway.problem import Problem, invalid_request, not_found
-from pipeline.gateway.sse import RESULT, EventStream, events_of
+from pipeline.gateway.delivery.inferences import Receipt, ResultGone, Submission
+from pipeline.gateway.http.bodies import BINARY, BINARY_HEADER_NAME, JSON
+from pipeline.gateway.http.exchange_headers import cache_headers, traceparent_of
+from pipeline.gateway.http.limits import slot_of
+from pipeline.gateway.http.problem import Problem, invalid_request, not_found
+from pipeline.gateway.routes import openapi
+from pipeline.gateway.routes.deps import GatewayDeps
+from pipeline.gateway.routes.long_polls import result_within
+from pipeline.gateway.routes.sse import RESULT, EventStream, events_of
 from schemas.request import is_request_id
 
 _PREFIX = "/v1/inferences"

@@ -1,0 +1,1 @@
+"""One request into Kafka, and its result out again."""

@@ -1,0 +1,1 @@
+"""HTTP before and around the routes: connections, limits, who asks, bodies, problems."""

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol's words: requests, answers, models."""
