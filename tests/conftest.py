@@ -14,6 +14,7 @@ from pipeline.adapters.kafka import client_options
 from pipeline.config import Settings
 from pipeline.watcher.report import RegistrationReport
 from pipeline.watcher.repository_pass import register_models
+from tests.adapters.valkey_process import ValkeyProcess
 from tests.live.processes import ProcessGroup
 from tests.live.stack import LiveStack, StackRun
 from tests.live.topics import prepare_topics
@@ -67,6 +68,28 @@ def clickhouse_url(stack: LiveStack) -> str:
 def redis_url(stack: LiveStack) -> str:
     """Valkey's address."""
     return stack.redis_url
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyProcess]:
+    """A Valkey that other modules do not use: it may be hurt. It runs; `reset` empties it, and starts it again."""
+    process = ValkeyProcess(tmp_path_factory.mktemp("valkey"))
+    process.start()
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+@pytest.fixture(scope="module")
+def own_kafka() -> Iterator[LiveStack]:
+    """A broker that other modules do not use: it may be hurt."""
+    run = StackRun("kafka")
+    try:
+        run.ensure_started()
+        yield run.stack
+    finally:
+        run.stop()
 
 
 @pytest.fixture(scope="session")

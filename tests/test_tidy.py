@@ -18,7 +18,7 @@ BANNED_MODULES = {"utils", "util", "helpers", "helper", "common", "manager", "ba
 # The import order. A package may import what stands above it; adapters besides only what is said below.
 LAYERS = [
     {"schemas"},
-    {"pipeline.errors", "pipeline.config", "pipeline.metrics", "pipeline.outage"},
+    {"pipeline.errors", "pipeline.config", "pipeline.trace_variables", "pipeline.metrics", "pipeline.outage"},
     {"pipeline.core"},
     {"pipeline.ports"},
     {"pipeline.dispatcher", "pipeline.cache_levels", "pipeline.adapters"},

@@ -1,7 +1,6 @@
 """Spans by OpenTelemetry: whether there are any, who makes them, and where they go.
 
-The variables are OpenTelemetry's own. Its SDK reads them itself; those that decide whether there is an SDK at all, and
-those where it would go on with something else than was asked for, are read here first and refused with a line.
+The variables are OpenTelemetry's own: `trace_variables` says what of them is looked at before the SDK reads them.
 
 No module of OpenTelemetry is imported before somebody wants spans: the packages are an extra (`traces`), and a process
 without them neither has them nor pays for them.
@@ -11,20 +10,16 @@ import asyncio
 import importlib
 import logging
 import os
-import re
 import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.core.trace_context import Attributes
 from pipeline.errors import SettingsError
 from pipeline.ports import SpanKind
+from pipeline.trace_variables import TraceVariables
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -36,76 +31,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SCOPE = "inference-pipeline"
-_EXPORTERS = ("otlp", "console", "none")
-_SAMPLERS = ("always_on", "always_off", "traceidratio")
 # What a process that ends waits for its last spans: a collector that answers takes 10 ms, for one that does not no end
 # is put off much longer. The SDK's own limit is 30 s.
 _CLOSE_S_MAX = 2.0
 _MESSAGE_CHARACTERS_MAX = 300
 _INSTALL = "pip install 'inference-pipeline[traces]'"
-
-
-class TraceVariables(BaseSettings):
-    """OpenTelemetry's environment variables that are looked at here; an empty one is one that is not set."""
-
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, case_sensitive=True)
-
-    disabled: str = Field("", validation_alias="OTEL_SDK_DISABLED")
-    exporter: str = Field("", validation_alias="OTEL_TRACES_EXPORTER")
-    endpoint: str = Field("", validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT")
-    traces_endpoint: str = Field("", validation_alias="OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    protocol: str = Field("", validation_alias="OTEL_EXPORTER_OTLP_PROTOCOL")
-    traces_protocol: str = Field("", validation_alias="OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
-    sampler: str = Field("", validation_alias="OTEL_TRACES_SAMPLER")
-    sampler_arg: str = Field("", validation_alias="OTEL_TRACES_SAMPLER_ARG")
-    resource: str = Field("", validation_alias="OTEL_RESOURCE_ATTRIBUTES")
-
-    def exporters(self) -> list[str]:
-        """Which exporters are wanted; none where nobody wants spans.
-
-        Raises:
-            SettingsError: a variable cannot mean what it says.
-        """
-        if self.disabled.strip().lower() == "true":
-            return []
-        names = [name.strip().lower() for name in self.exporter.split(",") if name.strip()]
-        if not names and (self.endpoint or self.traces_endpoint):
-            names = ["otlp"]
-        for name in names:
-            if name not in _EXPORTERS or (name == "none" and len(names) > 1):
-                raise _refused("OTEL_TRACES_EXPORTER", self.exporter, "otlp, console, both, or none")
-        wanted = [name for name in names if name != "none"]
-        if wanted:
-            self._check_sampler()
-        if "otlp" in wanted:
-            self._check_collector()
-        return list(dict.fromkeys(wanted))
-
-    def _check_sampler(self) -> None:
-        sampler = self.sampler.strip().lower()
-        if sampler and sampler.removeprefix("parentbased_") not in _SAMPLERS:
-            expected = ", ".join(f"{prefix}{name}" for name in _SAMPLERS for prefix in ("", "parentbased_"))
-            raise _refused("OTEL_TRACES_SAMPLER", self.sampler, f"one of {expected}")
-        if sampler.endswith("traceidratio") and self.sampler_arg:
-            try:
-                share = float(self.sampler_arg)
-            except ValueError:
-                share = -1.0
-            if not 0.0 <= share <= 1.0:
-                raise _refused("OTEL_TRACES_SAMPLER_ARG", self.sampler_arg, "a share of all traces from 0 to 1")
-
-    def _check_collector(self) -> None:
-        signal = "OTEL_EXPORTER_OTLP_TRACES"
-        given: dict[str, tuple[str, str]] = {
-            "ENDPOINT": (self.endpoint, self.traces_endpoint),
-            "PROTOCOL": (self.protocol, self.traces_protocol),
-        }
-        for what, (general, own) in given.items():
-            name, text = (f"{signal}_{what}", own) if own else (f"OTEL_EXPORTER_OTLP_{what}", general)
-            if what == "PROTOCOL" and text and text.strip().lower() != "http/protobuf":
-                raise _refused(name, text, "http/protobuf, which every collector takes, by default on port 4318")
-            if what == "ENDPOINT" and text and not _is_url(text):
-                raise _refused(name, text, "the collector's address, as http://127.0.0.1:4318")
 
 
 class OtelSpan:
@@ -282,6 +212,14 @@ class ExportHealth:
         self._lost = 0
         self._reason = ""
         self._is_out = False
+        self._log: logging.Logger | None = None
+
+    def listen(self, log: logging.Logger) -> None:
+        """Takes the reasons from the exporter's own log, which repeats itself: no line of it is written."""
+        self._log = log
+        log.removeFilter(_silent)
+        log.addFilter(self.explain)
+        log.addFilter(_silent)  # behind all that listen: the first filter that says no is the last one asked
 
     def note(self, count: int, *, is_taken: bool) -> None:
         """A batch of spans was exported, or given up."""
@@ -303,13 +241,19 @@ class ExportHealth:
 
     def closed(self) -> None:
         """No more are exported: tells how many were not."""
+        if self._log is not None:
+            self._log.removeFilter(self.explain)
         if lost := self.ended - self.exported:
             logger.warning("%s: %d of %d spans were not exported", self.name, lost, self.ended)
 
     def explain(self, record: logging.LogRecord) -> bool:
-        """A filter for the exporter's own log, which repeats itself: the first reason is kept, and no line written."""
+        """A filter of the exporter's log: the first reason is kept. Others that listen are told, too."""
         self._reason = self._reason or record.getMessage()[:_MESSAGE_CHARACTERS_MAX]
-        return False
+        return True
+
+
+def _silent(_: logging.LogRecord) -> bool:
+    return False
 
 
 def _exporter(name: str, variables: TraceVariables) -> "SpanExporter":
@@ -345,7 +289,7 @@ def _processor(exporter: "SpanExporter", health: ExportHealth) -> Any:
     """The SDK's batches, with what they lose counted: 2,048 spans wait (OTEL_BSP_MAX_QUEUE_SIZE), 512 leave at once."""
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-    logging.getLogger(type(exporter).__module__).addFilter(health.explain)
+    health.listen(logging.getLogger(type(exporter).__module__))
     logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.CRITICAL)
 
     class Told(SpanExporter):
@@ -379,16 +323,3 @@ def _shut_down(provider: "TracerProvider", exporters: Sequence["SpanExporter"], 
             exporter.shutdown()  # ends its pauses between tries: a program that goes on has no thread of ours left
     for one in health:
         one.closed()
-
-
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
-def _refused(name: str, text: str, expected: str) -> SettingsError:
-    shown = re.sub(r"//[^/@]*@", "//…@", text)  # a password is not printed
-    return SettingsError(f"setting {name} is {shown!r:.200}: {expected} was expected")

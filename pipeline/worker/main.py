@@ -162,7 +162,10 @@ class _Worker:
         await resources.enter_async_context(telling)
         results = await self._producer(resources, options, settings.limits.record_bytes)
         events = await self._producer(resources, options, settings.limits.event_record_bytes)
-        topics = TopicNames(settings.topic("results"), settings.topic("events"), partitions[settings.topic("events")])
+        topics = TopicNames(
+            settings.topic("results"), settings.topic("replies"), settings.topic("events"),
+            partitions[settings.topic("events")],
+        )  # fmt: skip
         membership = Membership(settings.kafka.session_timeout_s)
         spans = None if self._tracer is None else record_spans_of(settings, self._tracer)
         seconds, on_sent = publish_seconds(self._registry), None if spans is None else spans.sent

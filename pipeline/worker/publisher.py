@@ -1,9 +1,11 @@
-"""Group commit: results, then events and copies, then the offset, each confirmed by all in-sync replicas.
+"""Group commit: results, then copies and events, then the offset, each confirmed by all in-sync replicas.
 
 Two stages, each one task. While one round of results is on its way the next fills, so batches grow with the load and no
-result waits for a timer. Results come first because somebody waits for them; events follow in their own producer, so
-they never stand before a result in the same connection, and gather for a moment, since nobody waits for them. An offset
-counts as answered only when all of it is confirmed. Both stages publish only what is certainly ours: see `membership`.
+result waits for a timer. Results come first because somebody waits for them. Somebody waits for a copy, too, which must
+not be seen before its result is in the log: it leaves with the next results, in their connection. Events follow in
+their own producer, so they never stand before a result in the same connection, and gather for a moment, since nobody
+waits for them. An offset counts as answered only when all of it is confirmed. Both stages publish only what is
+certainly ours: see `membership`.
 
 Any failure ends the process: nothing unconfirmed is committed, and the records are read again.
 """
@@ -11,7 +13,6 @@ Any failure ends the process: nothing unconfirmed is committed, and the records 
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ class TopicNames:
     """Where things go."""
 
     results: str
+    replies: str
     events: str
     event_partitions: int
 
@@ -106,7 +108,7 @@ class Publisher:
     """Publishes answers in rounds.
 
     Args:
-        results: the producer for results.
+        results: the producer for results and their copies.
         events: the producer for everything else.
         topics: where things go.
         membership: says whether a lane is ours still.
@@ -134,9 +136,9 @@ class Publisher:
         self._on_sent = on_sent
         self._ready: list[Outgoing] = []
         self._answered: list[Outgoing] = []
+        self._copies: list[asyncio.Future[object]] = []
         self._wake_results = asyncio.Event()
         self._wake_events = asyncio.Event()
-        self._wake_copies = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self._unconfirmed = 0
@@ -192,10 +194,9 @@ class Publisher:
                 if self._on_sent is not None:
                     self._on_sent(some)
             self._seconds.observe(loop.time() - started)
+            await self._send_copies(round_)
             self._answered += round_
             self._wake_events.set()
-            if any(outgoing.others for outgoing in round_):
-                self._wake_copies.set()
 
     async def _is_ours(self, lane: Lane) -> bool:
         return not lane.closed and (self._membership.is_fresh(lane) or await self._membership.hold(lane))
@@ -217,24 +218,30 @@ class Publisher:
         sent.append((await self._results.send_batch(batch, self._topics.results, partition=partition), count))
         return sent
 
+    async def _send_copies(self, round_: Iterable[Outgoing]) -> None:
+        """Of results that are in the log. They are confirmed together with the events of their round."""
+        for outgoing in round_:
+            for record in outgoing.others:
+                if record.topic == self._topics.replies and await self._is_ours(outgoing.lane):
+                    self._copies.append(await _send(self._results, record))
+
     async def _publish_events(self) -> None:
         while True:
             await self._wake_events.wait()
-            await self._gather_events()
+            # Nobody waits for events: at low rates those of several requests share a produce request (0.2 ms of CPU).
+            await asyncio.sleep(EVENTS_PAUSE_S)
             self._wake_events.clear()
-            self._wake_copies.clear()
             round_, self._answered = self._answered, []
+            confirmations, self._copies = self._copies, []
             lines: defaultdict[tuple[Lane, bool], list[bytes]] = defaultdict(list)
             others: list[tuple[Lane, PlainRecord]] = []
             for outgoing in round_:
                 if outgoing.events:
                     lines[outgoing.lane, outgoing.redelivered].append(outgoing.events)
-                for record in outgoing.others:
-                    others.append((outgoing.lane, record))  # noqa: PERF401
-            confirmations: list[asyncio.Future[object]] = []
+                others += [(outgoing.lane, one) for one in outgoing.others if one.topic != self._topics.replies]
             for lane, record in others:
                 if await self._is_ours(lane):
-                    confirmations.append(await self._send_record(record))
+                    confirmations.append(await _send(self._events, record))
             by_record: defaultdict[_Writing, list[bytes]] = defaultdict(list)
             for (lane, redelivered), some in lines.items():
                 if await self._is_ours(lane):
@@ -246,26 +253,11 @@ class Publisher:
                 await confirmation
             self._confirm(round_)
 
-    async def _gather_events(self) -> None:
-        """Nobody waits for events: at low rates those of several requests share a produce request (0.2 ms of CPU).
-
-        Somebody waits for a copy: it ends the pause.
-        """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(EVENTS_PAUSE_S):
-                await self._wake_copies.wait()
-
-    async def _send_record(self, record: PlainRecord) -> "asyncio.Future[object]":
-        sent: asyncio.Future[object] = await self._events.send(
-            record.topic, record.value, key=record.key, partition=record.partition, headers=record.headers
-        )
-        return sent
-
     async def _send_events(self, writing: "_Writing", lines: list[bytes]) -> list["asyncio.Future[object]"]:
         confirmations: list[asyncio.Future[object]] = []
         for value in _joined(lines):
             record = PlainRecord(self._topics.events, writing.partition, None, value, writing.headers)
-            confirmations.append(await self._send_record(record))
+            confirmations.append(await _send(self._events, record))
         return confirmations
 
     def _confirm(self, round_: list[Outgoing]) -> None:
@@ -277,6 +269,13 @@ class Publisher:
             outgoing.confirmed()
         if self._unconfirmed < UNCONFIRMED_MAX and self.unconfirmed_bytes < UNCONFIRMED_BYTES_MAX:
             self._room.set()
+
+
+async def _send(producer: AIOKafkaProducer, record: PlainRecord) -> "asyncio.Future[object]":
+    sent: asyncio.Future[object] = await producer.send(
+        record.topic, record.value, key=record.key, partition=record.partition, headers=record.headers
+    )
+    return sent
 
 
 async def _note_published(lane: Lane, some: list[Outgoing], sent: list[_Sent]) -> None:

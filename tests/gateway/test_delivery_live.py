@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
@@ -27,17 +27,6 @@ from tests.live.waiting import until
 pytestmark = [pytest.mark.live, pytest.mark.timeout(90)]
 
 WAIT_S = 20.0
-
-
-@pytest.fixture(scope="module")
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyProcess]:
-    """A Valkey of this module's own, which may be killed."""
-    process = ValkeyProcess(tmp_path_factory.mktemp("valkey"))
-    process.start()
-    try:
-        yield process
-    finally:
-        process.kill()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import logging
 import os
 import random
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -16,7 +15,7 @@ from tests.live.delivery_clients import Account
 from tests.live.delivery_parts import Killable, KillableValkey, Part
 from tests.live.delivery_plan import Reference, make_plan
 from tests.live.delivery_verdict import verdict
-from tests.live.stack import LiveStack, StackRun
+from tests.live.stack import LiveStack
 from tests.live.waiting import until
 from tests.webhooks.receivers import Receiver
 
@@ -32,28 +31,6 @@ REFUSED_S_MAX = 60.0
 # What a gateway that lives may say while Kafka is away: neither broken connections nor hung ones are among it. Those it
 # has no time for when everything is sent again are told to come later.
 OF_AN_OUTAGE = {"503 KAFKA_UNAVAILABLE", "503 of /v2", "429 OVERLOADED", "429 of /v2"}
-
-
-@pytest.fixture
-def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyProcess]:
-    """A Valkey of its own, which may be killed."""
-    process = ValkeyProcess(tmp_path_factory.mktemp("valkey"))
-    process.start()
-    try:
-        yield process
-    finally:
-        process.kill()
-
-
-@pytest.fixture
-def own_kafka() -> Iterator[LiveStack]:
-    """A broker that other tests do not use: it may be hurt."""
-    run = StackRun("kafka")
-    try:
-        run.ensure_started()
-        yield run.stack
-    finally:
-        run.stop()
 
 
 class KillableKafka:
@@ -91,6 +68,7 @@ class KillableKafka:
 @pytest.mark.timeout(420)
 async def test_every_receipt_has_one_answer_over_every_route(stack: LiveStack, valkey: ValkeyProcess) -> None:
     """10,000 requests while everything is killed in turn: one right answer each, the same bytes wherever it is read."""
+    valkey.reset()
     settings = stack.make_settings(redis={"url": valkey.url}, kafka={"session_timeout_s": 6.0})
     await migrate(settings.clickhouse)
     reference = Reference(SEED)
@@ -114,6 +92,7 @@ async def test_delivery_goes_on_after_kafka_was_killed(
     stack: LiveStack, own_kafka: LiveStack, valkey: ValkeyProcess
 ) -> None:
     """Kafka away: 503 with a code and Retry-After, no connection breaks; then it goes on by itself, callbacks too."""
+    valkey.reset()
     settings = stack.make_settings(
         redis={"url": valkey.url},
         kafka={"session_timeout_s": 6.0, "bootstrap_servers": own_kafka.bootstrap_servers},

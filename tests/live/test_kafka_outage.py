@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 
 import pytest
 
@@ -10,7 +9,7 @@ from tests.live.asking import Asking, echo_request
 from tests.live.gate import Gate
 from tests.live.load import Load
 from tests.live.processes import ProcessGroup
-from tests.live.stack import LiveStack, StackRun
+from tests.live.stack import LiveStack
 from tests.live.topics import prepare_topics
 
 
@@ -42,17 +41,6 @@ async def test_worker_that_waits_for_kafka_stops_at_once(stack: LiveStack, proce
         await worker.wait_log("does not answer")
         assert worker.stop() is None
         assert worker.exit_code == 0
-
-
-@pytest.fixture(scope="module")
-def own_kafka() -> Iterator[LiveStack]:
-    """A broker that other tests do not use: it may be hurt."""
-    run = StackRun("kafka")
-    try:
-        run.ensure_started()
-        yield run.stack
-    finally:
-        run.stop()
 
 
 @pytest.mark.timeout(120)

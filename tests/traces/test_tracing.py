@@ -215,6 +215,22 @@ async def test_dead_collector_is_told_once_and_its_return(
     ]
 
 
+async def test_each_of_two_tracers_knows_its_reason(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two in one process, as two clients have them: both tell why their spans are not taken."""
+    caplog.set_level(logging.WARNING)
+    with Collector(500) as collector:
+        variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "20"}
+        for count, tracer in enumerate([opened(monkeypatch, **variables), opened(monkeypatch, **variables)], 1):
+            assert tracer is not None
+            tracer.begin("lost", "client", time.time(), {}).end(time.time(), {})
+            await asyncio.to_thread(collector_has, collector, count)
+            await tracer.close()
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("pipeline.adapters.tracing")]
+    assert [line for line in lines if "Failed to export spans batch code: 500" in line] == [lines[0], lines[2]]
+
+
 def collector_has(collector: Collector, posts: int) -> None:
     """Returns when so many batches came."""
     limit = time.monotonic() + 10

@@ -40,7 +40,7 @@ async def traced(recorded: Recorded, **changes: Any) -> Bench:
     system = make_system(tracer=recorded.tracer, **changes)
     spans = RecordSpans(recorded.tracer, system.clock, "group", "inference.results")
     log = RecordedTopic()
-    topics = TopicNames("inference.results", "inference.events", 4)
+    topics = TopicNames("inference.results", "inference.replies", "inference.events", 4)
     producers = FakeProducer(log), FakeProducer(log)
     publisher = Publisher(*producers, topics, SureMembership(), publish_seconds(None), spans.sent)
     settings = IntakeSettings("w-1", "group", "inference.replies", 8, "inference.dead-letter", LIMIT, CALLBACKS)

@@ -85,7 +85,7 @@ async def bench(callbacks: CallbackRules | None = CallbackRules("inference.webho
     """A running worker's core."""
     system = make_system(**changes)
     log = RecordedTopic()
-    topics = TopicNames("inference.results", "inference.events", 4)
+    topics = TopicNames("inference.results", "inference.replies", "inference.events", 4)
     publisher = Publisher(FakeProducer(log), FakeProducer(log), topics, SureMembership(), publish_seconds(None))
     settings = IntakeSettings("w-1", "group", "inference.replies", 8, "inference.dead-letter", LIMIT, callbacks)
     in_flight = InFlight(4096, 1 << 30)

@@ -199,26 +199,23 @@ class _Exchange:
 
         A client that must connect anew costs as much as the answer, just when this process has no time.
         """
-        if self._body_is_read or not _has_small_body(self._scope):
-            return
-        try:
-            async with asyncio.timeout(_LINGER_S):
-                while not self._body_is_read:
-                    await self.receive()
-        except TimeoutError:
-            logger.debug("a small body did not come within %g s", _LINGER_S)
+        if not self._body_is_read and _has_small_body(self._scope):
+            await self._drop_body()
 
     async def end(self) -> None:
         """Drops what is left of the body for a while, then ends an answer that was sent before the body had come."""
         if not self._lingers or self.is_cut:
             return
+        await self._drop_body()
+        await self._in_time(_part(b"", more=False), monotonic() + self._answer_s)
+
+    async def _drop_body(self) -> None:
         try:
             async with asyncio.timeout(_LINGER_S):
                 while not self._body_is_read:
                     await self.receive()
         except TimeoutError:
-            logger.debug("a client went on sending for %g s after its answer", _LINGER_S)
-        await self._in_time(_part(b"", more=False), monotonic() + self._answer_s)
+            logger.debug("the rest of a body that nobody reads did not come within %g s", _LINGER_S)
 
     def _start(self, message: Message) -> None:
         self.status = message["status"]

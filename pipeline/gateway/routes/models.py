@@ -15,8 +15,9 @@ from pipeline.adapters.triton import instance_names
 from pipeline.gateway.http.bodies import JSON
 from pipeline.gateway.http.problem import Problem
 from pipeline.gateway.protocol.models import AnnouncedModels, Fleet
-from pipeline.gateway.protocol.request import ModelAddress, model_address
+from pipeline.gateway.protocol.request import ModelAddress
 from pipeline.gateway.routes import openapi
+from pipeline.gateway.routes.addresses import addressed_model
 from pipeline.gateway.routes.deps import GatewayDeps
 from schemas.errors import ErrorCode, WireError
 from schemas.registry import ModelRecord
@@ -85,11 +86,7 @@ def _record(request: Request, models: AnnouncedModels) -> ModelRecord:
     Raises:
         Problem: 404, there is none, or none can be called that.
     """
-    name = request.path_params["model_name"]
-    # The server decodes %2F before it routes: a name with a slash in it would be another address.
-    raw_path: bytes = request.scope.get("raw_path") or b""
-    if model_address(name, None) is None or b"%2f" in raw_path.lower():
-        raise Problem(404, ErrorCode.MODEL_NOT_FOUND, f"there is no model {name!r:.80}: none can be called that")
+    name = addressed_model(request).name
     records = models.records()
     if name not in records:
         known = ", ".join(sorted(records))[:400] or "none"

@@ -28,7 +28,8 @@ from pipeline.gateway.http.limits import slot_of
 from pipeline.gateway.http.problem import HttpCode, Problem, invalid_request
 from pipeline.gateway.protocol.answer import ProtocolAnswer, accepted_encoding, answer_of, compressed
 from pipeline.gateway.protocol.models import Fleet, make_fleet
-from pipeline.gateway.protocol.request import ModelAddress, changes_of, model_address, to_record
+from pipeline.gateway.protocol.request import changes_of, to_record
+from pipeline.gateway.routes.addresses import addressed_model
 from pipeline.gateway.routes.deps import GatewayDeps
 from pipeline.gateway.routes.inferences import links_of, receipt_response
 from pipeline.gateway.routes.long_polls import result_within
@@ -150,7 +151,7 @@ def _add_statistics(router: APIRouter, deps: GatewayDeps, fleet: Fleet) -> None:
 
     async def model_statistics(request: Request) -> Response:
         _may_ask(deps, request)
-        return _json(await fleet.statistics(_addressed(request)))
+        return _json(await fleet.statistics(addressed_model(request)))
 
     _add_of_model(router, "GET", "/stats", model_statistics, "Statistics, summed over the fleet")
 
@@ -158,16 +159,16 @@ def _add_statistics(router: APIRouter, deps: GatewayDeps, fleet: Fleet) -> None:
 def _add_models(router: APIRouter, deps: GatewayDeps, fleet: Fleet) -> None:
     async def model_metadata(request: Request) -> Response:
         _may_ask(deps, request)
-        return _json(await fleet.metadata(_addressed(request)))
+        return _json(await fleet.metadata(addressed_model(request)))
 
     async def model_ready(request: Request) -> Response:
         deps.identity(request)
-        fleet.models.resolve(_addressed(request))
+        fleet.models.resolve(addressed_model(request))
         return Response()
 
     async def model_config(request: Request) -> Response:
         _may_ask(deps, request)
-        return _json(await fleet.config(_addressed(request)))
+        return _json(await fleet.config(addressed_model(request)))
 
     _add_of_model(router, "GET", "", model_metadata, "Versions and tensors")
     _add_of_model(router, "GET", "/ready", model_ready, "Whether it is served", response_class=Response)
@@ -182,7 +183,7 @@ def _add_inference(router: APIRouter, deps: GatewayDeps) -> None:
 
 
 async def _infer(deps: GatewayDeps, request: Request) -> Response:
-    model = _addressed(request)
+    model = addressed_model(request)
     identity = await deps.admit(request)
     changes = changes_of(request.headers)
     at_once = _prefers_async(request.headers)
@@ -275,22 +276,6 @@ def _may_ask(deps: GatewayDeps, request: Request) -> None:
     """
     deps.identity(request)
     deps.limits.wait(request)
-
-
-def _addressed(request: Request) -> ModelAddress:
-    """The model of the address.
-
-    Raises:
-        Problem: 404, no model can be called that, so nobody is asked.
-    """
-    name, number = request.path_params["model_name"], request.path_params.get("model_version")
-    # The server decodes %2F before it routes: a name with a slash in it would be another address.
-    raw_path: bytes = request.scope.get("raw_path") or b""
-    model = model_address(name, number)
-    if model is None or b"%2f" in raw_path.lower():
-        named = f"{name!r:.80}" if number is None else f"{name!r:.80} version {number!r:.40}"
-        raise Problem(404, ErrorCode.MODEL_NOT_FOUND, f"there is no model {named}: none can be called that")
-    return model
 
 
 def _prefers_async(headers: Headers) -> bool:
