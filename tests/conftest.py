@@ -8,6 +8,7 @@ import os
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pipeline.adapters.kafka import client_options
@@ -20,6 +21,12 @@ from tests.live.stack import LiveStack, StackRun
 from tests.live.topics import prepare_topics
 
 pytest_plugins = ["tests.task_stacks"]
+
+# A busy machine makes single examples slow, and no promise broken.
+hypothesis.settings.register_profile(
+    "tests", hypothesis.settings(), deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 _stack_run = StackRun()
 
