@@ -2,16 +2,18 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaConnectionError, KafkaError
 
 from pipeline.config import KafkaSettings, TlsSettings
 from pipeline.errors import SettingsError, TopicError
+
+T = TypeVar("T")
 
 # An end that was begun has this long before it is cut short: the slowest that is waited for, leaving a group, has 5 s.
 _CANCEL_AGAIN_S = 6.0
@@ -106,3 +108,14 @@ async def cancel_until_ended(*tasks: asyncio.Task[Any], again_s: float = _CANCEL
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=again_s)
+
+
+async def unless_stopped(stop: asyncio.Event, coming: Coroutine[Any, Any, T]) -> T | None:
+    """What comes, or None where the stop came first; raises what it raises."""
+    task, stopped = asyncio.create_task(coming), asyncio.create_task(stop.wait())
+    await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if task.done():
+        return task.result()
+    await cancel_until_ended(task)
+    return None

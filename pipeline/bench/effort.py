@@ -60,7 +60,7 @@ class Effort:
     latency_rate: int = 500
     gateway_rate: int = 200
     gateway_distinct: int = 200
-    # At 250/s a phase at twice that has 4,000 requests, and a queue of 750 has filled within the first half of it.
+    # At 900/s a phase at twice that has 14,000 requests, and all places would be filled within its first second.
     overload_rounds: int = 3
     overload_seconds: float = 8.0
     miss_requests: int = 12_800

@@ -7,51 +7,38 @@ Inference Protocol's route with a result store, checks, ids, a reservation, and 
 from contextlib import AsyncExitStack
 from functools import partial
 
-import orjson
-
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Bar, Figure, paired
+from pipeline.bench.gateway_rig import protocol_body, running_gateway
 from pipeline.bench.http_load import HttpLoop
+from pipeline.bench.http_pool import HttpPool
 from pipeline.bench.latency_phases import in_turn, skipped
-from pipeline.bench.rig import Rig, valkey_on
-from pipeline.bench.workload import MODEL, images
+from pipeline.bench.rig import Rig
+from pipeline.bench.workload import images
 from pipeline.stack.ports import PortBook
 
 _P99_BAR = Bar("ratio_at_most", 2.5)
-_PORTS = (("gateway", 8080), ("bare-gateway", 8180))
 
 
 async def measure(rig: Rig, effort: Effort) -> list[Figure]:
     """Both figures, from the same phases."""
     ours, plain = await rig.topics("gateway"), await rig.topics("bare")
     source, target = plain.topic("requests"), plain.topic("results")
-    book = PortBook(rig.folder / "ports.json")
-    ports = [book.take(name, preferred) for name, preferred in _PORTS]
+    port = PortBook(rig.folder / "ports.json").take("bare-gateway", 8180)
     async with AsyncExitStack() as closing:
-        redis = await closing.enter_async_context(valkey_on(rig.settings, rig.folder))
-        variables = {
-            "PIPELINE_REDIS__URL": redis.url or "",
-            "PIPELINE_WORKER__GROUP": f"{ours.kafka.topic_prefix}worker",
-            "PIPELINE_GATEWAY__PORT": str(ports[0]),
-        }
-        for name, settings, arguments in (
-            ("gateway-worker", ours, ("pipeline", "worker")),
-            ("gateway", ours, ("pipeline", "gateway")),
-            ("gateway-echo", plain, ("pipeline.bench.echo_loop", source, target)),
-            ("bare-gateway", plain, ("pipeline.bench.bare_gateway", str(ports[1]), source, target)),
+        url = await closing.enter_async_context(running_gateway(rig, ours, "hit"))
+        for name, arguments in (
+            ("gateway-echo", ("pipeline.bench.echo_loop", source, target)),
+            ("bare-gateway", ("pipeline.bench.bare_gateway", str(port), source, target)),
         ):
-            await closing.enter_async_context(rig.process(settings, name, *arguments, variables=variables))
-        loops = {
-            "gateway": HttpLoop(f"http://127.0.0.1:{ports[0]}/v2/models/{MODEL}/infer"),
-            "bare route": HttpLoop(f"http://127.0.0.1:{ports[1]}/infer"),
-        }
-        for loop in loops.values():
-            await closing.enter_async_context(loop)
+            await closing.enter_async_context(rig.process(plain, name, *arguments))
+        pools = {"gateway": HttpPool(url), "bare route": HttpPool(f"http://127.0.0.1:{port}/infer")}
+        loops = {name: HttpLoop(closing.enter_context(pool)) for name, pool in pools.items()}
         return await _phases(rig, effort, loops)
 
 
 async def _phases(rig: Rig, effort: Effort, loops: dict[str, HttpLoop]) -> list[Figure]:
-    distinct = [_body(image.ravel().tolist()) for image in images(effort.gateway_distinct)]
+    distinct = [protocol_body(image) for image in images(effort.gateway_distinct)]
     count = int(effort.latency_seconds * effort.gateway_rate)
     skip = skipped(count, effort.gateway_rate)
     bodies = [distinct[number % len(distinct)] for number in range(count)]
@@ -68,8 +55,3 @@ async def _phases(rig: Rig, effort: Effort, loops: dict[str, HttpLoop]) -> list[
             "gateway.hit_p99", "ms", p99["gateway"], p99["bare route"], _P99_BAR, how=f"p99 {what}", yardstick_how=bare
         ),
     ]
-
-
-def _body(pixels: list[float]) -> bytes:
-    tensor = {"name": "image", "datatype": "FP32", "shape": [1, len(pixels)], "data": pixels}
-    return orjson.dumps({"inputs": [tensor]})

@@ -8,21 +8,17 @@ no failure, where they say when to come again; any other answer is one.
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median, quantiles
 
-import orjson
-
 from pipeline.bench.effort import Effort
 from pipeline.bench.figure import Bar, Figure, paired
-from pipeline.bench.http_load import HttpLoop
+from pipeline.bench.gateway_rig import protocol_body, running_gateway
+from pipeline.bench.http_load import HttpLoop, due_times
 from pipeline.bench.http_pool import HttpPool
-from pipeline.bench.rig import Rig, valkey_on
-from pipeline.bench.workload import MODEL, images
-from pipeline.config import Settings
-from pipeline.stack.ports import PortBook
+from pipeline.bench.rig import Rig
+from pipeline.bench.workload import images
 
 # Flat: whoever is taken on at twice the capacity waits no more than three times as long as at four fifths of it, where
 # queues are short already. Without a bound on what is taken on it would wait for seconds, and longer each second.
@@ -32,7 +28,6 @@ _MOST = Bar("ratio_at_least", 0.7)
 _CALLERS = 64
 _PART, _TIMES = 0.8, 2.0
 _REFUSED = frozenset({429, 503})
-_TIMEOUT_S = 60.0
 
 
 @dataclass
@@ -69,23 +64,16 @@ class Outcomes:
 
 
 class Callers:
-    """Asks one address, at a rate or by turns; `async with`.
+    """Asks one address, at a rate or by turns.
 
     Args:
-        url: where every body goes, by POST, as JSON.
+        pool: the address.
         bodies: sent in turn.
     """
 
-    def __init__(self, url: str, bodies: Sequence[bytes]) -> None:
-        self._pool = HttpPool(url, _TIMEOUT_S)
+    def __init__(self, pool: HttpPool, bodies: Sequence[bytes]) -> None:
+        self._pool = pool
         self._bodies = bodies
-
-    async def __aenter__(self) -> "Callers":
-        await self._pool.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._pool.__aexit__()
 
     async def by_turns(self, callers: int, seconds: float) -> Outcomes:
         """Each caller asks again once it is answered: what can be done at most."""
@@ -104,12 +92,10 @@ class Callers:
     async def at_rate(self, rate: float, seconds: float) -> Outcomes:
         """Requests come whatever becomes of those before them."""
         outcomes, began = Outcomes(), time.perf_counter()
-        tasks = []
-        for number in range(int(rate * seconds)):
-            due = began + number / rate
-            if (pause_s := due - time.perf_counter()) > 0:
-                await asyncio.sleep(pause_s)
-            tasks.append(asyncio.create_task(self._ask(number, due, outcomes)))
+        tasks = [
+            asyncio.create_task(self._ask(number, due, outcomes))
+            async for number, due in due_times(began, rate, int(rate * seconds))
+        ]
         await asyncio.gather(*tasks)
         outcomes.seconds = time.perf_counter() - began
         return outcomes
@@ -150,12 +136,13 @@ async def measure(rig: Rig, effort: Effort) -> list[Figure]:
     Raises:
         RuntimeError: a request was neither answered well nor refused with a word when to come again.
     """
-    bodies = [_body(image.ravel().tolist()) for image in images(effort.gateway_distinct)]
-    async with _gateway(rig, await rig.topics("overload")) as url:
-        async with HttpLoop(url) as loop:
+    bodies = [protocol_body(image) for image in images(effort.gateway_distinct)]
+    async with running_gateway(rig, await rig.topics("overload"), "overload") as url:
+        with HttpPool(url) as pool:
+            loop = HttpLoop(pool)
             await loop.first_answer(bodies[0])
             await loop.run(bodies, effort.gateway_rate / 4, 0)  # from now on there are only hits
-        async with Callers(url, bodies) as callers:
+            callers = Callers(pool, bodies)
             await callers.by_turns(_CALLERS, effort.overload_seconds / 2)
             rounds = [await _round(rig, effort, callers) for _ in range(effort.overload_rounds)]
     return _figures(rounds, effort)
@@ -208,25 +195,3 @@ def _figures(rounds: Sequence[Round], effort: Effort) -> list[Figure]:
 
 def _median(numbers: Sequence[float]) -> float:
     return median(numbers) if numbers else 0.0
-
-
-@asynccontextmanager
-async def _gateway(rig: Rig, settings: Settings) -> AsyncIterator[str]:
-    """A gateway and a worker; the address of the protocol's route."""
-    port = PortBook(rig.folder / "ports.json").take("gateway", 8080)
-    async with AsyncExitStack() as closing:
-        redis = await closing.enter_async_context(valkey_on(rig.settings, rig.folder))
-        variables = {
-            "PIPELINE_REDIS__URL": redis.url or "",
-            "PIPELINE_WORKER__GROUP": f"{settings.kafka.topic_prefix}worker",
-            "PIPELINE_GATEWAY__PORT": str(port),
-        }
-        for name, command in (("overload-worker", "worker"), ("overload-gateway", "gateway")):
-            process = rig.process(settings, name, "pipeline", command, variables=variables)
-            await closing.enter_async_context(process)
-        yield f"http://127.0.0.1:{port}/v2/models/{MODEL}/infer"
-
-
-def _body(pixels: list[float]) -> bytes:
-    tensor = {"name": "image", "datatype": "FP32", "shape": [1, len(pixels)], "data": pixels}
-    return orjson.dumps({"inputs": [tensor]})

@@ -2,31 +2,31 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from pipeline.bench.http_pool import HttpPool
 
-_TIMEOUT_S = 30.0
 _LOOK_S = 0.1
 
 
+async def due_times(began: float, rate: float, count: int) -> AsyncIterator[tuple[int, float]]:
+    """Number and time of each request of an open loop, told when it is due; times are `perf_counter`'s."""
+    for number in range(count):
+        due = began + number / rate
+        if (pause_s := due - time.perf_counter()) > 0:
+            await asyncio.sleep(pause_s)
+        yield number, due
+
+
 class HttpLoop:
-    """Sends bodies to one address at a fixed rate whatever becomes of them; `async with`.
+    """Sends bodies to one address at a fixed rate whatever becomes of them.
 
     Args:
-        url: where every body goes, by POST, as JSON.
+        pool: the address.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._pool = HttpPool(url, _TIMEOUT_S)
-
-    async def __aenter__(self) -> "HttpLoop":
-        await self._pool.__aenter__()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._pool.__aexit__()
+    def __init__(self, pool: HttpPool) -> None:
+        self._pool = pool
 
     async def first_answer(self, body: bytes, limit_s: float = 120.0) -> None:
         """Asks until it is answered well.
@@ -45,18 +45,16 @@ class HttpLoop:
             RuntimeError: one was not answered well.
         """
         began = time.perf_counter() + 0.05
-        tasks = []
-        for number, body in enumerate(bodies):
-            due = began + number / rate
-            if (pause_s := due - time.perf_counter()) > 0:
-                await asyncio.sleep(pause_s)
-            tasks.append(asyncio.create_task(self._timed(body, due)))
+        tasks = [
+            asyncio.create_task(self._timed(bodies[number], due))
+            async for number, due in due_times(began, rate, len(bodies))
+        ]
         return (await asyncio.gather(*tasks))[skip:]
 
     async def _timed(self, body: bytes, due: float) -> float:
         answer = await self._pool.post(body)
         if answer.status != 200:
-            raise RuntimeError(f"{self._url} answered {answer.status}: {answer.body[:300]!r}")
+            raise RuntimeError(f"{self._pool.url} answered {answer.status}: {answer.body[:300]!r}")
         return (time.perf_counter() - due) * 1e3
 
     async def _answers(self, body: bytes) -> bool:

@@ -16,7 +16,7 @@ import typer
 if TYPE_CHECKING:
     from pipeline.cli.answers_file import AnswersFile
     from pipeline.cli.pictures import PictureOptions
-    from pipeline.cli.request_files import Ids, Records
+    from pipeline.cli.request_files import Ids, Records, Target
     from pipeline.cli.submission import Tally
     from pipeline.cli.submission_view import SubmissionView
     from pipeline.client.interface import InferenceClient
@@ -60,6 +60,12 @@ class _Asked:
     datatype: str
     enable_cache: bool
     callback: str | None
+
+    def target(self, input_name: str) -> "Target":
+        """What rows, texts and pictures are asked of, for this input."""
+        from pipeline.cli.request_files import Target
+
+        return Target(self.model, input_name, self.version, enable_cache=self.enable_cache, callback=self.callback)
 
     @property
     def switches(self) -> bytes:
@@ -200,16 +206,13 @@ def _check_usage(form: Form, model: str | None, input_name: str | None, version:
 
 def _records(source: BinaryIO, asked: _Asked, answers: "AnswersFile | None") -> "Records":
     from pipeline.cli.csv_file import from_csv
-    from pipeline.cli.request_files import Target, from_json_lines, from_rows, from_text_lines
-    from pipeline.client.client import fresh_id
+    from pipeline.cli.request_files import from_json_lines, from_rows, from_text_lines
 
-    id_of: Ids = (lambda number, content: fresh_id()) if answers is None else answers.id_of
+    id_of = _ids(answers)
     if asked.form == "json":
         enable_cache = None if asked.enable_cache else False
         return from_json_lines(source, id_of, time.time, enable_cache=enable_cache, callback=asked.callback)
-    target = Target(
-        asked.model, asked.input_name, asked.version, enable_cache=asked.enable_cache, callback=asked.callback
-    )
+    target = asked.target(asked.input_name)
     if asked.form == "npy":
         return from_rows(source, asked.files[0], target, id_of, time.time)
     if asked.form == "csv":
@@ -229,14 +232,18 @@ async def _of_pictures(
     from pipeline.cli.picture_files import from_pictures
     from pipeline.cli.picture_model import model_input
     from pipeline.cli.pictures import form_for
-    from pipeline.cli.request_files import Target
-    from pipeline.client.client import fresh_id
 
     wanted = await model_input(asked.model, asked.version, asked.input_name or None, url, api_key)
     form = form_for(wanted, options)
-    target = Target(asked.model, wanted.name, asked.version, enable_cache=asked.enable_cache, callback=asked.callback)
-    id_of: Ids = (lambda number, content: fresh_id()) if answers is None else answers.id_of
-    return from_pictures(asked.files, form, target, id_of, time.time, file_of.__setitem__)
+    target = asked.target(wanted.name)
+    return from_pictures(asked.files, form, target, _ids(answers), time.time, file_of.__setitem__)
+
+
+def _ids(answers: "AnswersFile | None") -> "Ids":
+    """What makes the requests' ids: fresh ones, but where a file of answers goes on with those of an earlier run."""
+    from pipeline.client.client import fresh_id
+
+    return (lambda number, content: fresh_id()) if answers is None else answers.id_of
 
 
 def _open_output(

@@ -11,7 +11,7 @@ from aiokafka.partitioner import DefaultPartitioner
 from pipeline.adapters.tracing import program_tracer
 from pipeline.client.errors import KafkaUnavailable
 from pipeline.client.records import RequestRecord, traced, traceparent_in
-from pipeline.core.trace_context import Span
+from pipeline.core.trace_context import Span, messaging_attributes
 from pipeline.errors import InferenceFailed, PipelineError, TopicError
 from pipeline.ports import Tracer
 from schemas.errors import ErrorCode
@@ -129,16 +129,8 @@ class KafkaRequests:
         return offset
 
     def _begin(self, tracer: Tracer, record: RequestRecord, partition: int) -> Span:
-        attributes: dict[str, str | int] = {
-            "messaging.system": "kafka",
-            "messaging.operation.name": "send",
-            "messaging.operation.type": "send",
-            "messaging.destination.name": self._topic,
-            "messaging.destination.partition.id": str(partition),
-            "messaging.message.id": record.id,
-            "messaging.message.body.size": len(record.value),
-            "inference.request_id": record.id,
-        }
+        attributes = messaging_attributes("send", self._topic, partition, record.id)
+        attributes |= {"messaging.message.body.size": len(record.value), "inference.request_id": record.id}
         return tracer.begin(
             f"send {self._topic}", "producer", time(), attributes, parent=traceparent_in(record.headers)
         )

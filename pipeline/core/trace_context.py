@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 Attributes = Mapping[str, str | int | float | bool]
 
@@ -14,6 +14,25 @@ _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0
 def is_traceparent(text: bytes) -> bool:
     """Whether this names a span. What does not is to be ignored, as if it had not come."""
     return _TRACEPARENT.fullmatch(text) is not None
+
+
+def trace_id_of(traceparent: bytes) -> str:
+    """The trace that a valid `traceparent` belongs to: 32 hex digits."""
+    return traceparent.split(b"-")[1].decode()
+
+
+def messaging_attributes(
+    operation: Literal["send", "process"], topic: str, partition: int, message_id: str
+) -> dict[str, str | int]:
+    """What the semantic conventions have every span say of the record that it is about."""
+    return {
+        "messaging.system": "kafka",
+        "messaging.operation.name": operation,
+        "messaging.operation.type": operation,
+        "messaging.destination.name": topic,
+        "messaging.destination.partition.id": str(partition),
+        "messaging.message.id": message_id,
+    }
 
 
 class Span(Protocol):

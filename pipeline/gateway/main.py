@@ -13,16 +13,15 @@ import random
 import resource
 import signal
 import socket
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from typing import Any, TypeVar
 
 import uvicorn
 import uvloop
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
-from pipeline.adapters.kafka import cancel_until_ended, client_options
+from pipeline.adapters.kafka import client_options, unless_stopped
 from pipeline.adapters.keys_topic import KeysFollower
 from pipeline.adapters.redis_rate_limits import RateLimits
 from pipeline.adapters.system import SystemClock, rare_garbage_collections
@@ -38,8 +37,6 @@ from pipeline.gateway.http.identity import needs_keys
 from pipeline.gateway.http.limits import Limits
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 DEFAULT_PORT = 8080
 # Ports tried above the default one where nobody asked for a port.
@@ -144,12 +141,12 @@ async def _run(settings: Settings, listener: socket.socket, tracer: OtelTracer |
         if tracer is not None:
             resources.push_async_callback(tracer.close)
         delivery = Inferences(settings, metrics=DeliveryMetrics(registry))
-        inferences = await _unless(stop, resources.enter_async_context(delivery))
+        inferences = await unless_stopped(stop, resources.enter_async_context(delivery))
         if inferences is None:
             return 0
         credentials: Credentials | None = None
         if needs_keys(gateway):
-            credentials = await _unless(stop, _known_keys(settings, resources))
+            credentials = await unless_stopped(stop, _known_keys(settings, resources))
             if credentials is None:
                 return 0
         app = create_app(
@@ -208,18 +205,6 @@ async def serve(
     server.should_exit = True
     await serving
     return 0
-
-
-async def _unless(stop: asyncio.Event, coming: Coroutine[Any, Any, T]) -> T | None:
-    """What comes, or None where the stop came first."""
-    task = asyncio.create_task(coming)
-    stopped = asyncio.ensure_future(stop.wait())
-    await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if task.done():
-        return task.result()
-    await cancel_until_ended(task)
-    return None
 
 
 def _config(app: FastAPI, connections: ConnectionLimits) -> uvicorn.Config:

@@ -16,7 +16,7 @@ from aiokafka import AIOKafkaProducer, ConsumerRecord
 from prometheus_client import CollectorRegistry
 
 from pipeline.adapters.control_topic import ControlFollower
-from pipeline.adapters.kafka import cancel_until_ended, client_options
+from pipeline.adapters.kafka import client_options, unless_stopped
 from pipeline.adapters.log_reader import LogReader
 from pipeline.adapters.models_topic import ModelsFollower
 from pipeline.adapters.status_http import StatusServer
@@ -109,19 +109,8 @@ class _Worker:
                 resources.push_async_callback(self._tracer.close)
             status = StatusServer(self._settings.worker.metrics_port, self._registry, self._not_ready, self._state)
             await resources.enter_async_context(status)
-            partitions = await self._topics(stop)
+            partitions = await unless_stopped(stop, wait_for_topics(self._settings))
             return 0 if partitions is None else await self._serve(resources, stop, partitions)
-
-    async def _topics(self, stop: asyncio.Event) -> dict[str, int] | None:
-        """Partitions by topic once they are all there, or None where the stop came first."""
-        looking = asyncio.create_task(wait_for_topics(self._settings))
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait([looking, stopped], return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if looking.done():
-            return looking.result()
-        await cancel_until_ended(looking)
-        return None
 
     async def _serve(self, resources: AsyncExitStack, stop: asyncio.Event, partitions: Mapping[str, int]) -> int:
         settings = self._settings

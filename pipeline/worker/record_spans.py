@@ -11,7 +11,7 @@ from pipeline.config import Settings
 from pipeline.core.answer import Answer
 from pipeline.core.exchange import Exchange
 from pipeline.core.result_record import ResultRecord
-from pipeline.core.trace_context import Span
+from pipeline.core.trace_context import Span, messaging_attributes
 from pipeline.ports import Clock, Tracer
 from pipeline.worker.publisher import Outgoing
 
@@ -34,15 +34,10 @@ class RecordSpans:
 
     def begin(self, exchange: Exchange) -> None:
         """The work on a record has begun when it was taken; from now on it is what the exchange's answer names."""
-        attributes: dict[str, str | int] = {
-            "messaging.system": "kafka",
-            "messaging.operation.name": "process",
-            "messaging.operation.type": "process",
-            "messaging.destination.name": exchange.topic,
-            "messaging.destination.partition.id": str(exchange.partition),
+        attributes = messaging_attributes("process", exchange.topic, exchange.partition, exchange.request_id)
+        attributes |= {
             "messaging.kafka.offset": exchange.offset,
             "messaging.consumer.group.name": self._group,
-            "messaging.message.id": exchange.request_id,
             "inference.request_id": exchange.request_id,
         }
         if exchange.model_name:
@@ -86,15 +81,8 @@ class RecordSpans:
         """The result is on its way into the log; None where nobody will see it: half of what an unsampled hit costs."""
         if exchange.span is None or not exchange.span.is_recorded:
             return None
-        attributes: dict[str, str | int] = {
-            "messaging.system": "kafka",
-            "messaging.operation.name": "send",
-            "messaging.operation.type": "send",
-            "messaging.destination.name": self._results_topic,
-            "messaging.destination.partition.id": str(exchange.partition),
-            "messaging.message.id": exchange.request_id,
-            "messaging.message.body.size": len(result.value),
-        }
+        attributes = messaging_attributes("send", self._results_topic, exchange.partition, exchange.request_id)
+        attributes["messaging.message.body.size"] = len(result.value)
         name = f"send {self._results_topic}"
         return self._tracer.begin(name, "producer", exchange.completed_at, attributes, parent=exchange.traceparent)
 

@@ -9,6 +9,7 @@ from typing import Any, Self
 from pipeline.client.errors import KafkaUnavailable
 from pipeline.core.stored_result import DIGEST_BYTES, Pending, StoredResult
 from pipeline.errors import ResultStoreError
+from pipeline.gateway.delivery.current_request import name_current
 from pipeline.gateway.delivery.inferences import IdReused, Inferences, Receipt, ResultGone, Submission
 from schemas.errors import ErrorCode, WireError
 from schemas.request import UndecodableRecordError, decode_request
@@ -94,6 +95,7 @@ class FakeInferences(Inferences):
         if not self.kafka_answers:
             raise KafkaUnavailable("Kafka at 127.0.0.1:1 does not answer")
         name = (submission.tenant, submission.request_id or request.id or f"fresh-{next(self._numbers)}")
+        name_current(name[1], request.model_name)
         repeated = name in self._contents
         if repeated and self._contents[name] != submission.value:
             raise IdReused(f"request {name[1]} came before with other content")

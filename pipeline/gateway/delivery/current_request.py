@@ -30,6 +30,12 @@ def enter(names: RequestNames | None) -> None:
     _current.set(names)
 
 
+def name_current(request_id: str, model_name: str) -> None:
+    """From here on it is known which request the lines of this task are about."""
+    if (names := _current.get()) is not None:
+        names.request_id, names.model_name = request_id, model_name
+
+
 def current_request() -> RequestNames | None:
     """The request that this task works on."""
     return _current.get()

@@ -29,7 +29,7 @@ from pipeline.config import Settings
 from pipeline.core.stored_result import Pending, StoredResult, name_of
 from pipeline.errors import PipelineError, ResultStoreError
 from pipeline.gateway.delivery.appending import Appending
-from pipeline.gateway.delivery.current_request import current_request
+from pipeline.gateway.delivery.current_request import name_current
 from pipeline.gateway.delivery.filler import Filler
 from pipeline.gateway.delivery.lookup import LookUp, RecentReceipt, RecentReceipts, ResultGone, ResultLog
 from pipeline.gateway.delivery.metrics import DeliveryMetrics
@@ -136,7 +136,7 @@ class Inferences:
         outcome = "unconfirmed"
         try:
             prepared = self._prepare(submission, self._replies.partition)
-            _note_for_the_log(prepared)
+            name_current(prepared.record.id, prepared.model_name)
             async with self._alone(_name(prepared)):
                 receipt = await self._submit(submission, prepared)
             outcome = "repeated" if receipt.is_repeated else "accepted"
@@ -322,11 +322,3 @@ class Inferences:
 
 def _name(prepared: PreparedRequest) -> bytes:
     return name_of(prepared.tenant, prepared.record.id)
-
-
-def _note_for_the_log(prepared: PreparedRequest) -> None:
-    """From here on it is known which request the caller's lines are about."""
-    if (names := current_request()) is not None:
-        names.request_id = prepared.record.id
-        # CloudEvents' word for what a request is about.
-        names.model_name = dict(prepared.record.headers)["ce_subject"].decode()

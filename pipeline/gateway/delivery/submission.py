@@ -78,6 +78,11 @@ class PreparedRequest:
     _content: bytes
     _has_own_reply: bool
 
+    @property
+    def model_name(self) -> str:
+        """The model that it asks."""
+        return self._request.model_name
+
     def same_as(self, digest: bytes, reply_partitions: int) -> PlacedReply | None:
         """How the content with this digest is this request's; None where it is another's.
 

@@ -20,6 +20,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pipeline.core.trace_context import trace_id_of
 from pipeline.gateway.delivery.current_request import enter
 from pipeline.gateway.http.connections import HEAD_BYTES_MAX
 from pipeline.gateway.http.exchange_headers import traceparent_of
@@ -119,8 +120,6 @@ class Gate:
         if not (is_told or self._access_log):
             return
         path_params: dict[str, Any] = scope.get("path_params") or {}
-        if slot is not None:
-            slot.trace_id = _trace_id(scope)  # where none came, one may have begun here
         source_ip = self._identify(Request(scope)).source_ip
         fields = {
             "method": method,
@@ -294,7 +293,7 @@ def _trace_id(scope: Scope) -> str | None:
     if not any(name == b"traceparent" for name, _ in scope["headers"]):
         return None
     given = traceparent_of(Headers(scope=scope))
-    return None if given is None else given.split(b"-")[1].decode()
+    return None if given is None else trace_id_of(given)
 
 
 def _drop_authority(scope: Scope) -> None:

@@ -8,7 +8,7 @@ from time import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.core.trace_context import Span, is_traceparent
+from pipeline.core.trace_context import Span, is_traceparent, trace_id_of
 from pipeline.gateway.http.limits import Slot
 from pipeline.gateway.http.problem import SLOT
 from pipeline.ports import Tracer
@@ -44,7 +44,7 @@ class ServerSpans:
             await send(message)
 
         span = self._begin(scope)
-        slot.trace_id = span.traceparent.split(b"-")[1].decode()
+        slot.trace_id = trace_id_of(span.traceparent)
         error = ""
         try:
             await self._app(scope, receive, note)

@@ -86,8 +86,7 @@ async def _submit(deps: GatewayDeps, request: Request) -> Response:
     identity = await deps.admit(request)
     request_id = _id_from_key(request, identity.tenant)
     wait_s = _preferred_wait_s(request)
-    slot = slot_of(request)
-    slot.request_id = request_id
+    slot_of(request).request_id = request_id
     body = await deps.read_body(request)
     receipt = await deps.inferences.submit(
         Submission(
@@ -99,7 +98,6 @@ async def _submit(deps: GatewayDeps, request: Request) -> Response:
             traceparent=traceparent_of(request.headers),
         )
     )
-    slot.request_id = receipt.id
     del body
     deps.limits.let_go(request)
     if wait_s is not None and (answer := await _awaited(deps, request, receipt, wait_s)) is not None:

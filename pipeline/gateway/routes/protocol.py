@@ -24,7 +24,6 @@ from pipeline.core.stored_result import StoredResult
 from pipeline.gateway.delivery.inferences import Submission
 from pipeline.gateway.http.bodies import BINARY, BINARY_HEADER_NAME, JSON
 from pipeline.gateway.http.exchange_headers import traceparent_of
-from pipeline.gateway.http.limits import slot_of
 from pipeline.gateway.http.problem import HttpCode, Problem, invalid_request
 from pipeline.gateway.protocol.answer import ProtocolAnswer, accepted_encoding, answer_of, compressed
 from pipeline.gateway.protocol.models import Fleet, make_fleet
@@ -201,7 +200,6 @@ async def _infer(deps: GatewayDeps, request: Request) -> Response:
             traceparent=traceparent_of(request.headers),
         )
     )
-    slot_of(request).request_id = receipt.id
     del body, record
     deps.limits.let_go(request)
     if at_once:
